@@ -1,0 +1,1 @@
+//! Users, devices, sessions, user-interactive authentication and profiles.

@@ -1,0 +1,1 @@
+//! The client-server API: /_matrix/client and /_matrix/media.

@@ -1,0 +1,2 @@
+//! The Matrix homeserver Myelin.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The event graph: create, join, send; one writer a room.

@@ -1,0 +1,389 @@
+//! Internal numbers in place of the protocol's long names.
+
+use std::{hash::Hash, ops::Range, sync::Arc};
+
+use quick_cache::{Weighter, sync::Cache};
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId};
+use tokio::sync::Mutex;
+
+use crate::{
+    Error, Result, Store,
+    database::Database,
+    sql::{Ids, execute, listed, optional, row, rows},
+};
+
+/// How many numbers a process takes from the database at once.
+const BLOCK: i64 = 4096;
+
+/// Hands out internal numbers: unique over all replicas, without a query for each.
+#[derive(Debug)]
+pub(crate) struct Numbers {
+    name: &'static str,
+    block: Mutex<Range<i64>>,
+}
+
+impl Numbers {
+    pub(crate) fn new(name: &'static str) -> Self {
+        Self { name, block: Mutex::new(0..0) }
+    }
+
+    /// The next `count` numbers, one after the other.
+    pub(crate) async fn take(&self, database: &Database, count: i64) -> Result<Range<i64>> {
+        let mut block = self.block.lock().await;
+        if block.end - block.start < count {
+            let size = BLOCK.max(count);
+            let mut transaction = database.begin().await?;
+            let (end,): (i64,) = row!(
+                transaction,
+                "INSERT INTO sequences (name, next) VALUES ($1, $2 + 1)
+                 ON CONFLICT (name) DO UPDATE SET next = sequences.next + $2 RETURNING next",
+                self.name,
+                size
+            )?;
+            transaction.commit().await?;
+            *block = end - size..end;
+        }
+        let taken = block.start..block.start + count;
+        block.start = taken.end;
+        Ok(taken)
+    }
+
+    /// Takes back what was not used, if it still fits.
+    pub(crate) async fn give_back(&self, unused: Range<i64>) {
+        let mut block = self.block.lock().await;
+        if unused.end == block.start {
+            block.start = unused.start;
+        }
+    }
+}
+
+/// A weigher for values that know their weight.
+#[derive(Clone, Debug)]
+pub(crate) struct ByWeight;
+
+/// A value in a cache that is bounded in bytes.
+pub(crate) trait Weight {
+    fn weight(&self) -> u64;
+}
+
+impl<K, V: Weight> Weighter<K, V> for ByWeight {
+    fn weight(&self, _key: &K, value: &V) -> u64 {
+        value.weight()
+    }
+}
+
+impl Weight for i64 {
+    fn weight(&self) -> u64 {
+        160
+    }
+}
+
+impl Weight for OwnedUserId {
+    fn weight(&self) -> u64 {
+        96 + self.as_str().len() as u64
+    }
+}
+
+impl Weight for Arc<StateKey> {
+    fn weight(&self) -> u64 {
+        112 + (self.event_type.len() + self.state_key.len()) as u64
+    }
+}
+
+impl Weight for Arc<RoomName> {
+    fn weight(&self) -> u64 {
+        128 + self.room_id.as_str().len() as u64
+    }
+}
+
+/// The type and state key of a state event.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct StateKey {
+    /// For example `m.room.member`.
+    pub event_type: Box<str>,
+    /// For example `@alice:example.org`.
+    pub state_key: Box<str>,
+}
+
+impl StateKey {
+    /// A key from its two parts.
+    pub fn new(event_type: &str, state_key: &str) -> Self {
+        Self { event_type: event_type.into(), state_key: state_key.into() }
+    }
+}
+
+/// What never changes about a room.
+#[derive(Clone, Debug)]
+pub struct RoomName {
+    /// The internal number.
+    pub nid: i64,
+    /// The room's identifier.
+    pub room_id: OwnedRoomId,
+    /// The version of its rules.
+    pub version: RoomVersionId,
+}
+
+/// Names and numbers, both ways, in memory.
+#[derive(Debug)]
+pub(crate) struct Names {
+    users: Cache<OwnedUserId, i64, ByWeight>,
+    user_nids: Cache<i64, OwnedUserId, ByWeight>,
+    keys: Cache<Arc<StateKey>, i64, ByWeight>,
+    key_nids: Cache<i64, Arc<StateKey>, ByWeight>,
+    rooms: Cache<OwnedRoomId, Arc<RoomName>, ByWeight>,
+    room_nids: Cache<i64, Arc<RoomName>, ByWeight>,
+}
+
+fn cache<K: Eq + Hash, V: Clone + Weight>(bytes: u64) -> Cache<K, V, ByWeight> {
+    Cache::with_weighter((bytes / 128).max(16) as usize, bytes.max(4096), ByWeight)
+}
+
+impl Names {
+    pub(crate) fn new(bytes: u64) -> Self {
+        let share = bytes / 6;
+        Self {
+            users: cache(share),
+            user_nids: cache(share),
+            keys: cache(share),
+            key_nids: cache(share),
+            rooms: cache(share),
+            room_nids: cache(share),
+        }
+    }
+
+    pub(crate) fn weight(&self) -> u64 {
+        self.users.weight()
+            + self.user_nids.weight()
+            + self.keys.weight()
+            + self.key_nids.weight()
+            + self.rooms.weight()
+            + self.room_nids.weight()
+    }
+}
+
+impl Store {
+    /// The number of a user, given one now if there is none yet.
+    pub async fn user_nid(&self, user_id: &UserId) -> Result<i64> {
+        if let Some(nid) = self.known_user_nid(user_id).await? {
+            return Ok(nid);
+        }
+        let nid = self.take_nids(1).await?.start;
+        let mut transaction = self.database.begin().await?;
+        execute!(
+            transaction,
+            "INSERT INTO users (user_nid, user_id) VALUES ($1, $2) ON CONFLICT (user_id) DO NOTHING",
+            nid,
+            user_id.as_str()
+        )?;
+        let (nid,): (i64,) =
+            row!(transaction, "SELECT user_nid FROM users WHERE user_id = $1", user_id.as_str())?;
+        transaction.commit().await?;
+        self.names.users.insert(user_id.to_owned(), nid);
+        Ok(nid)
+    }
+
+    /// The number of a user, if one was ever given.
+    pub async fn known_user_nid(&self, user_id: &UserId) -> Result<Option<i64>> {
+        if let Some(nid) = self.names.users.get(user_id) {
+            return Ok(Some(nid));
+        }
+        let mut reader = self.database.reader().await?;
+        let found: Option<(i64,)> =
+            optional!(reader, "SELECT user_nid FROM users WHERE user_id = $1", user_id.as_str())?;
+        Ok(found.map(|(nid,)| {
+            self.names.users.insert(user_id.to_owned(), nid);
+            nid
+        }))
+    }
+
+    /// The users of some numbers, in the order asked.
+    pub async fn user_ids(&self, nids: &[i64]) -> Result<Vec<OwnedUserId>> {
+        let missing: Vec<i64> =
+            nids.iter().copied().filter(|nid| self.names.user_nids.get(nid).is_none()).collect();
+        let mut loaded = std::collections::HashMap::new();
+        if !missing.is_empty() {
+            let mut reader = self.database.reader().await?;
+            let found: Vec<(i64, String)> =
+                rows!(reader, listed!("SELECT user_nid, user_id FROM users WHERE user_nid ", "$1", ""), Ids(&missing))?;
+            for (nid, user_id) in found {
+                let user_id = UserId::parse(user_id).map_err(|_| Error::Corrupt { what: "user id" })?;
+                self.names.user_nids.insert(nid, user_id.clone());
+                loaded.insert(nid, user_id);
+            }
+        }
+        nids.iter()
+            .map(|nid| {
+                loaded
+                    .get(nid)
+                    .cloned()
+                    .or_else(|| self.names.user_nids.get(nid))
+                    .ok_or(Error::Missing { what: "user" })
+            })
+            .collect()
+    }
+
+    /// The user of a number.
+    pub async fn user_id(&self, nid: i64) -> Result<OwnedUserId> {
+        self.user_ids(&[nid]).await?.pop().ok_or(Error::Missing { what: "user" })
+    }
+
+    /// The numbers of some state keys, given now where there are none yet, in the order asked.
+    pub async fn key_nids(&self, keys: &[StateKey]) -> Result<Vec<i64>> {
+        let mut nids = self.known_key_nids(keys).await?;
+        let missing: Vec<usize> = (0..keys.len()).filter(|&place| nids[place].is_none()).collect();
+        if !missing.is_empty() {
+            let fresh = self.take_nids(missing.len() as i64).await?;
+            let mut transaction = self.database.begin().await?;
+            for (&place, nid) in missing.iter().zip(fresh) {
+                let key = &keys[place];
+                execute!(
+                    transaction,
+                    "INSERT INTO state_keys (key_nid, event_type, state_key) VALUES ($1, $2, $3)
+                     ON CONFLICT (event_type, state_key) DO NOTHING",
+                    nid,
+                    &*key.event_type,
+                    &*key.state_key
+                )?;
+                let (nid,): (i64,) = row!(
+                    transaction,
+                    "SELECT key_nid FROM state_keys WHERE event_type = $1 AND state_key = $2",
+                    &*key.event_type,
+                    &*key.state_key
+                )?;
+                nids[place] = Some(nid);
+            }
+            transaction.commit().await?;
+            for place in missing {
+                if let Some(nid) = nids[place] {
+                    self.names.keys.insert(Arc::new(keys[place].clone()), nid);
+                }
+            }
+        }
+        nids.into_iter().map(|nid| nid.ok_or(Error::Missing { what: "state key" })).collect()
+    }
+
+    /// The numbers of some state keys, where they have one, in the order asked.
+    pub async fn known_key_nids(&self, keys: &[StateKey]) -> Result<Vec<Option<i64>>> {
+        let mut nids: Vec<Option<i64>> = keys.iter().map(|key| self.names.keys.get(key)).collect();
+        let missing: Vec<usize> = (0..keys.len()).filter(|&place| nids[place].is_none()).collect();
+        if missing.is_empty() {
+            return Ok(nids);
+        }
+        // One query, by the state key alone (the rarer of the two), sorted out here.
+        let wanted: Vec<&str> = missing.iter().map(|&place| &*keys[place].state_key).collect();
+        let types: Vec<&str> = missing.iter().map(|&place| &*keys[place].event_type).collect();
+        let mut reader = self.database.reader().await?;
+        let sql = crate::sql::Sql {
+            sqlite: "SELECT k.key_nid, k.event_type, k.state_key FROM json_each($1) AS t
+                     JOIN json_each($2) AS s ON s.key = t.key
+                     JOIN state_keys AS k ON k.event_type = t.value AND k.state_key = s.value",
+            postgres: "SELECT k.key_nid, k.event_type, k.state_key
+                       FROM unnest($1::text[], $2::text[]) AS w(event_type, state_key)
+                       JOIN state_keys AS k USING (event_type, state_key)",
+        };
+        let found: Vec<(i64, String, String)> =
+            rows!(reader, sql, crate::sql::Texts(&types), crate::sql::Texts(&wanted))?;
+        for (nid, event_type, state_key) in found {
+            let key = StateKey { event_type: event_type.into(), state_key: state_key.into() };
+            for &place in &missing {
+                if keys[place] == key {
+                    nids[place] = Some(nid);
+                }
+            }
+            self.names.keys.insert(Arc::new(key), nid);
+        }
+        Ok(nids)
+    }
+
+    /// The state keys of some numbers, in the order asked.
+    pub async fn state_keys(&self, nids: &[i64]) -> Result<Vec<Arc<StateKey>>> {
+        let missing: Vec<i64> =
+            nids.iter().copied().filter(|nid| self.names.key_nids.get(nid).is_none()).collect();
+        let mut loaded = std::collections::HashMap::new();
+        if !missing.is_empty() {
+            let mut reader = self.database.reader().await?;
+            let found: Vec<(i64, String, String)> = rows!(
+                reader,
+                listed!("SELECT key_nid, event_type, state_key FROM state_keys WHERE key_nid ", "$1", ""),
+                Ids(&missing)
+            )?;
+            for (nid, event_type, state_key) in found {
+                let key = Arc::new(StateKey { event_type: event_type.into(), state_key: state_key.into() });
+                self.names.key_nids.insert(nid, key.clone());
+                loaded.insert(nid, key);
+            }
+        }
+        nids.iter()
+            .map(|nid| {
+                loaded
+                    .get(nid)
+                    .cloned()
+                    .or_else(|| self.names.key_nids.get(nid))
+                    .ok_or(Error::Missing { what: "state key" })
+            })
+            .collect()
+    }
+
+    /// A room by its identifier.
+    pub async fn room(&self, room_id: &RoomId) -> Result<Option<Arc<RoomName>>> {
+        if let Some(room) = self.names.rooms.get(room_id) {
+            return Ok(Some(room));
+        }
+        let mut reader = self.database.reader().await?;
+        let found: Option<(i64, String)> =
+            optional!(reader, "SELECT room_nid, room_version FROM rooms WHERE room_id = $1", room_id.as_str())?;
+        let Some((nid, version)) = found else { return Ok(None) };
+        Ok(Some(self.remember_room(nid, room_id.to_owned(), &version)?))
+    }
+
+    /// The rooms of some numbers, in the order asked.
+    pub async fn rooms(&self, nids: &[i64]) -> Result<Vec<Arc<RoomName>>> {
+        let missing: Vec<i64> =
+            nids.iter().copied().filter(|nid| self.names.room_nids.get(nid).is_none()).collect();
+        let mut loaded = std::collections::HashMap::new();
+        if !missing.is_empty() {
+            let mut reader = self.database.reader().await?;
+            let found: Vec<(i64, String, String)> = rows!(
+                reader,
+                listed!("SELECT room_nid, room_id, room_version FROM rooms WHERE room_nid ", "$1", ""),
+                Ids(&missing)
+            )?;
+            for (nid, room_id, version) in found {
+                let room_id = RoomId::parse(room_id).map_err(|_| Error::Corrupt { what: "room id" })?;
+                loaded.insert(nid, self.remember_room(nid, room_id, &version)?);
+            }
+        }
+        nids.iter()
+            .map(|nid| {
+                loaded
+                    .get(nid)
+                    .cloned()
+                    .or_else(|| self.names.room_nids.get(nid))
+                    .ok_or(Error::Missing { what: "room" })
+            })
+            .collect()
+    }
+
+    /// A room by its number.
+    pub async fn room_by_nid(&self, nid: i64) -> Result<Arc<RoomName>> {
+        self.rooms(&[nid]).await?.pop().ok_or(Error::Missing { what: "room" })
+    }
+
+    fn remember_room(&self, nid: i64, room_id: OwnedRoomId, version: &str) -> Result<Arc<RoomName>> {
+        let version = RoomVersionId::try_from(version).map_err(|_| Error::Corrupt { what: "room version" })?;
+        let room = Arc::new(RoomName { nid, room_id: room_id.clone(), version });
+        self.names.rooms.insert(room_id, room.clone());
+        self.names.room_nids.insert(nid, room.clone());
+        Ok(room)
+    }
+
+    /// New internal numbers for rooms, users, devices, state keys.
+    pub async fn take_nids(&self, count: i64) -> Result<Range<i64>> {
+        self.nids.take(&self.database, count).await
+    }
+
+    /// New internal numbers for events.
+    pub async fn take_event_nids(&self, count: i64) -> Result<Range<i64>> {
+        self.event_nids.take(&self.database, count).await
+    }
+}
