@@ -1,2 +1,19 @@
 //! The Matrix homeserver Myelin.
-fn main() {}
+
+mod cli;
+mod exit;
+mod health;
+mod landing;
+mod listener;
+mod registration_token;
+mod serve;
+mod well_known;
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    cli::run()
+}

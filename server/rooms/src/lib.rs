@@ -1,1 +1,160 @@
-//! The event graph: create, join, send; one writer a room.
+//! The event graph: rooms are created, joined, written to and read.
+//!
+//! Every change of a room goes through its one [`RoomWriter`], which checks the authorisation rules of the room's
+//! version. What may be read is decided by [`visibility`], and how it looks to a client by [`present`].
+
+mod create;
+mod error;
+mod membership;
+mod pdu;
+mod power;
+pub mod present;
+mod redact;
+mod send;
+pub mod visibility;
+mod writer;
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use myelin_store::{Committed, Event, Member, RoomName, StateKey, Store};
+use quick_cache::sync::Cache;
+use ruma::{OwnedEventId, OwnedServerName, RoomId, signatures::Ed25519KeyPair};
+
+pub use self::{
+    create::{CreateRoom, InitialState, Preset},
+    error::{Error, Result},
+    membership::MembershipAction,
+    pdu::Pdu,
+    send::{Transaction, content},
+    writer::{Appended, RoomWriter, Template},
+};
+use self::writer::Slot;
+
+/// Room heads in memory at the most.
+const HEADS: usize = 20_000;
+/// Transactions that are recognised without asking the database.
+const TRANSACTIONS: usize = 10_000;
+/// How often a write is built anew because another replica was faster.
+const TRIES: usize = 8;
+
+/// All rooms.
+pub struct Rooms {
+    pub(crate) store: Arc<Store>,
+    pub(crate) server_name: OwnedServerName,
+    pub(crate) key: Ed25519KeyPair,
+    slots: Cache<i64, Arc<Slot>>,
+    pub(crate) recent_transactions: Cache<Transaction, OwnedEventId>,
+}
+
+impl std::fmt::Debug for Rooms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rooms").field("server_name", &self.server_name).finish_non_exhaustive()
+    }
+}
+
+impl Rooms {
+    /// Opens the rooms of a server, which signs with this key.
+    pub fn new(store: Arc<Store>, server_name: OwnedServerName, key: Ed25519KeyPair) -> Arc<Self> {
+        Arc::new(Self { store, server_name, key, slots: Cache::new(HEADS), recent_transactions: Cache::new(TRANSACTIONS) })
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// The name of this server.
+    pub fn server_name(&self) -> &OwnedServerName {
+        &self.server_name
+    }
+
+    /// A room by its identifier.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] when we do not know the room.
+    pub async fn room(&self, room_id: &RoomId) -> Result<Arc<RoomName>> {
+        self.store.room(room_id).await?.ok_or(Error::NotFound("there is no such room"))
+    }
+
+    pub(crate) fn slot(&self, room_nid: i64) -> Arc<Slot> {
+        let made = self.slots.get_or_insert_with(&room_nid, || Ok::<_, std::convert::Infallible>(Arc::default()));
+        made.unwrap_or_default()
+    }
+
+    /// Writes to a room, built anew while another replica is faster:
+    ///
+    /// ```text
+    /// let mut attempts = rooms.attempts(room);
+    /// loop {
+    ///     let mut writer = attempts.open().await?;
+    ///     writer.append(template.clone()).await?;
+    ///     if let Some(committed) = attempts.submit(writer).await? {
+    ///         return Ok(committed);
+    ///     }
+    /// }
+    /// ```
+    pub fn attempts<'a>(self: &'a Arc<Self>, room: &'a Arc<RoomName>) -> Attempts<'a> {
+        Attempts { rooms: self, room, left: TRIES }
+    }
+
+    /// The event of a room's current state under a key.
+    pub async fn state_event(&self, room: &RoomName, event_type: &str, state_key: &str) -> Result<Option<Arc<Event>>> {
+        let root = self.state_root(room).await?;
+        self.state_event_at(root, event_type, state_key).await
+    }
+
+    /// The event of a snapshot under a key.
+    pub async fn state_event_at(&self, root: i64, event_type: &str, state_key: &str) -> Result<Option<Arc<Event>>> {
+        let key = StateKey::new(event_type, state_key);
+        let nids = self.store.known_key_nids(std::slice::from_ref(&key)).await?;
+        let Some(key_nid) = nids[0] else { return Ok(None) };
+        Ok(self.store.state_events(root, &[key_nid]).await?.pop().flatten())
+    }
+
+    /// The snapshot of a room's committed state.
+    pub async fn state_root(&self, room: &RoomName) -> Result<i64> {
+        Ok(self.store.head(room.nid).await?.state_root)
+    }
+
+    /// A user's place in a room, if there is or was one.
+    pub async fn member(&self, room: &RoomName, user_nid: i64) -> Result<Option<Member>> {
+        Ok(self.store.member(room.nid, user_nid).await?)
+    }
+}
+
+/// The tries to write to a room. See [`Rooms::attempts`].
+pub struct Attempts<'a> {
+    rooms: &'a Arc<Rooms>,
+    room: &'a Arc<RoomName>,
+    left: usize,
+}
+
+impl Attempts<'_> {
+    /// Opens the room for the next try.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] after too many tries.
+    pub async fn open(&mut self) -> Result<RoomWriter> {
+        self.left = self.left.checked_sub(1).ok_or(Error::Busy)?;
+        RoomWriter::open(self.rooms, self.room).await
+    }
+
+    /// Commits a draft; `None` when another replica was faster, and it must be built anew.
+    pub async fn submit(&mut self, writer: RoomWriter) -> Result<Option<Committed>> {
+        match writer.submit().await {
+            Ok(committed) => Ok(Some(committed)),
+            Err(Error::Store(myelin_store::Error::Conflict)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The present, in milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
+}

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Instant,
 };
@@ -185,8 +185,35 @@ pub struct Append {
     pub memberships: Vec<MembershipChange>,
     /// The events that are redacted.
     pub redactions: Vec<Redaction>,
-    /// Set when the write fails, so that whoever built on it starts anew.
-    pub failed: Arc<AtomicBool>,
+    /// Told how the write ends, for whoever builds on it meanwhile.
+    pub fate: Arc<Fate>,
+}
+
+/// How the writes that were built one on the other have fared so far.
+#[derive(Debug, Default)]
+pub struct Fate {
+    failed: AtomicBool,
+    committed: AtomicI64,
+}
+
+impl Fate {
+    /// True once one of the writes has failed: what was built on it will fail too, and must start anew.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// The number of the last event that was committed.
+    pub fn committed(&self) -> i64 {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    fn fail(&self) {
+        self.failed.store(true, Ordering::Release);
+    }
+
+    fn commit(&self, version: i64) {
+        self.committed.store(version, Ordering::Release);
+    }
 }
 
 /// A change to the stream.
@@ -227,7 +254,7 @@ impl Store {
     /// Takes a place in the queue. Holding it, [`Place::submit`] cannot fail or wait.
     pub async fn place(&self) -> Result<Place<'_>> {
         let permit = self.queue.reserve().await.map_err(|_| Error::Closed)?;
-        Ok(Place { store: self, permit })
+        Ok(Place { permit })
     }
 
     /// Queues an operation and waits until it is committed.
@@ -239,16 +266,12 @@ impl Store {
 
 /// A place in the committer's queue.
 pub struct Place<'s> {
-    store: &'s Store,
     permit: mpsc::Permit<'s, Queued>,
 }
 
 impl Place<'_> {
-    /// Queues an operation. Its nodes can be read from now on.
+    /// Queues an operation.
     pub fn submit(self, operation: Operation) -> Waiting {
-        if let Operation::Append(append) = &operation {
-            self.store.pending.add(&append.nodes);
-        }
         let (answer, waiting) = oneshot::channel();
         QUEUED.inc();
         self.permit.send(Queued { operation, answer });
@@ -259,14 +282,18 @@ impl Place<'_> {
 /// Commits what is queued until every sender is gone.
 pub(crate) async fn run(store: Arc<Store>, mut queue: mpsc::Receiver<Queued>, stop: tokio::sync::watch::Receiver<bool>) {
     let mut stop = stop;
+    let mut stopped = std::pin::pin!(async move { stop.wait_for(|stopped| *stopped).await.is_ok() });
+    let mut closing = false;
     let mut waiting = Vec::with_capacity(BATCH);
     loop {
         let count = tokio::select! {
             biased;
             count = queue.recv_many(&mut waiting, BATCH) => count,
-            _ = stop.wait_for(|stopped| *stopped) => {
+            _ = &mut stopped, if !closing => {
+                // Nothing new from now on; what is queued is still committed.
+                closing = true;
                 queue.close();
-                queue.recv_many(&mut waiting, BATCH).await
+                continue;
             }
         };
         if count == 0 {
@@ -304,7 +331,7 @@ async fn commit_batch(store: &Arc<Store>, batch: Vec<Queued>) {
             let error = Arc::new(error);
             for (operation, answer) in operations.iter().zip(answers) {
                 if let Operation::Append(append) = operation {
-                    append.failed.store(true, Ordering::Release);
+                    append.fate.fail();
                     store.pending.remove(&append.nodes);
                 }
                 drop(answer.send(Err(Error::Batch(error.clone()))));
@@ -341,11 +368,12 @@ async fn write(store: &Arc<Store>, mut operations: Vec<Operation>) -> Result<Vec
                 let append = *append;
                 if refused.contains(&append.room_nid) {
                     COMMIT_CONFLICTS.inc();
-                    append.failed.store(true, Ordering::Release);
+                    append.fate.fail();
                     store.pending.remove(&append.nodes);
                     outcomes.push(Err(Error::Conflict));
                     continue;
                 }
+                append.fate.commit(append.head.version);
                 store.remember_nodes(&append.nodes);
                 store.pending.remove(&append.nodes);
                 for redaction in &append.redactions {

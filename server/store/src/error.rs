@@ -98,3 +98,13 @@ impl Error {
         }
     }
 }
+
+impl From<crate::state_tree::Error<Error>> for Error {
+    fn from(error: crate::state_tree::Error<Error>) -> Self {
+        match error {
+            crate::state_tree::Error::Source(error) => error,
+            crate::state_tree::Error::Corrupt { .. } => Self::Corrupt { what: "state node" },
+            crate::state_tree::Error::Missing { .. } => Self::Missing { what: "state node" },
+        }
+    }
+}

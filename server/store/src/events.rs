@@ -341,7 +341,8 @@ impl Store {
 
     /// Makes a snapshot from another one by setting (`Some`) or removing (`None`) keys.
     ///
-    /// Answers its root and the nodes that must be written for it.
+    /// Answers its root and the nodes that must be written for it. They can be read from now on, until they are
+    /// either committed or given to [`Store::discard_nodes`].
     pub async fn update_state(
         &self,
         root: i64,
@@ -353,7 +354,18 @@ impl Store {
         let mut alloc = || numbers.next().expect("a change needs at most 16 nodes");
         let update = state_tree::update(self, root, changes, &mut alloc).await?;
         self.node_nids.give_back(numbers).await;
+        self.pending.add(&update.new_nodes);
         Ok((update.root, update.new_nodes))
+    }
+
+    /// Forgets the nodes of a snapshot that will not be written after all.
+    pub fn discard_nodes(&self, nodes: &[(i64, Arc<Node>)]) {
+        self.pending.remove(nodes);
+    }
+
+    /// The numbers of the events that some keys have in a snapshot, in the order asked.
+    pub async fn state_event_nids(&self, root: i64, key_nids: &[i64]) -> Result<Vec<Option<i64>>> {
+        Ok(state_tree::get_many(self, root, key_nids).await?)
     }
 }
 

@@ -9,17 +9,28 @@
 //! Reads go straight to the database, through caches of immutable things.
 
 mod account_data;
+mod accounts;
 mod committer;
 mod database;
+mod devices;
 mod error;
 mod event;
 mod events;
+mod filters;
+mod media;
 mod names;
+mod profiles;
 mod receipts;
 mod rooms;
+mod signing_keys;
 mod sql;
 pub mod state_tree;
 mod stream;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod tokens;
+mod uia;
+mod unread;
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,17 +40,23 @@ use tokio::sync::{Mutex, watch};
 
 pub use self::{
     account_data::AccountData,
+    accounts::{Account, AccountCreation, KeepDevices, NewAccount},
     committer::{
-        Append, Committed, Head, Membership, MembershipChange, NewRoom, Operation, Place, Redaction, Waiting,
+        Append, Committed, Fate, Head, Membership, MembershipChange, NewRoom, Operation, Place, Redaction, Waiting,
     },
     database::{Database, DatabaseOptions},
+    devices::{Device, Sighting},
     error::{Error, Result},
     event::{Event, EventParts, flags},
     events::{Direction, redacted_event_id},
+    media::MediaFile,
     names::{RoomName, StateKey},
     receipts::Receipt,
     rooms::{Member, PublicRoom},
+    signing_keys::ExpiredSigningKey,
     stream::{Batch, Change, Ephemeral, Observer},
+    tokens::{LogIn, Refresh, RefreshOutcome, StoredSession},
+    unread::UnreadCheckpoint,
 };
 use self::{
     committer::Queue,

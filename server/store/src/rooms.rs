@@ -1,6 +1,6 @@
 //! Rooms: their heads, members, aliases and the directory.
 
-use ruma::{OwnedRoomId, RoomId};
+use ruma::{OwnedRoomId, RoomId, UserId};
 
 use crate::{
     Error, Head, Membership, Result, Store,
@@ -124,6 +124,24 @@ impl Store {
             user_nid
         )?;
         found.map(Member::try_from).transpose()
+    }
+
+    /// What of a user's profile goes into memberships: `displayname` and `avatar_url`, where set.
+    pub async fn member_profile(&self, user_id: &UserId) -> Result<Vec<(&'static str, String)>> {
+        let mut reader = self.database.reader().await?;
+        let found: Vec<(String, String)> = rows!(
+            reader,
+            "SELECT p.field, p.value FROM profile_fields AS p JOIN users AS u USING (user_nid)
+             WHERE u.user_id = $1 AND p.field IN ('avatar_url', 'displayname')",
+            user_id.as_str()
+        )?;
+        found
+            .into_iter()
+            .map(|(field, value)| {
+                let value = serde_json::from_str(&value).map_err(|_| Error::Corrupt { what: "profile field" })?;
+                Ok((if field == "displayname" { "displayname" } else { "avatar_url" }, value))
+            })
+            .collect()
     }
 
     /// Marks a room as forgotten by a user who has left it.

@@ -335,9 +335,10 @@ impl Store {
 /// Follows what other replicas commit, until the store is closed.
 pub(crate) async fn follow(store: Arc<Store>, mut stop: watch::Receiver<bool>) {
     let Database::Postgres(pool) = &store.database else { return };
+    let mut stopped = std::pin::pin!(async move { stop.wait_for(|stopped| *stopped).await.is_ok() });
     loop {
         tokio::select! {
-            _ = stop.wait_for(|stopped| *stopped) => return,
+            _ = &mut stopped => return,
             outcome = listen(&store, pool) => {
                 if let Err(error) = outcome {
                     warn!(error = &error as &dyn std::error::Error, "lost the database's notifications; connecting anew");
@@ -345,7 +346,7 @@ pub(crate) async fn follow(store: Arc<Store>, mut stop: watch::Receiver<bool>) {
             }
         }
         tokio::select! {
-            _ = stop.wait_for(|stopped| *stopped) => return,
+            _ = &mut stopped => return,
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
     }

@@ -213,15 +213,17 @@ fn is_foreign(name: &str) -> bool {
         || (name.contains("_PORT_") && !name.contains("__"))
 }
 
-/// The value that a variable's text means.
+/// The value that a variable's text means: as in TOML, and what is not TOML is a text without its quotes.
 fn read(path: &[&str], text: String) -> Value {
     if VERBATIM.contains(&path) {
         return Value::from(text);
     }
-    match text.parse() {
-        Ok(value) => value,
-        Err(never) => match never {},
-    }
+    let parsed = toml::from_str::<toml::Table>(&format!("value = {text}")).ok().and_then(|mut table| {
+        // A text with line breaks could hold more keys.
+        let value = table.remove("value").filter(|value| table.is_empty() && !value.is_datetime())?;
+        Value::serialize(value).ok()
+    });
+    parsed.unwrap_or_else(|| Value::from(text))
 }
 
 fn insert(dict: &mut Dict, path: &[&str], value: Value) {

@@ -39,7 +39,8 @@ CREATE TABLE accounts (
     is_guest       BOOLEAN NOT NULL,
     deactivated_ts BIGINT,
     locked         BOOLEAN NOT NULL DEFAULT FALSE,
-    suspended      BOOLEAN NOT NULL DEFAULT FALSE
+    suspended      BOOLEAN NOT NULL DEFAULT FALSE,
+    erased         BOOLEAN NOT NULL DEFAULT FALSE
 );
 
 CREATE TABLE profile_fields (
@@ -78,12 +79,16 @@ CREATE TABLE refresh_tokens (
     created_ts        BIGINT NOT NULL
 );
 CREATE INDEX refresh_tokens_device ON refresh_tokens (device_nid);
+CREATE INDEX refresh_tokens_access ON refresh_tokens (access_token_hash);
+CREATE INDEX refresh_tokens_next ON refresh_tokens (next_token_hash);
 
 CREATE TABLE login_tokens (
     token_hash BYTEA PRIMARY KEY,
     user_nid   BIGINT NOT NULL REFERENCES users,
     expires_ts BIGINT NOT NULL
 );
+CREATE INDEX login_tokens_user ON login_tokens (user_nid);
+CREATE INDEX login_tokens_expires ON login_tokens (expires_ts);
 
 CREATE TABLE registration_tokens (
     token        TEXT PRIMARY KEY,
@@ -99,6 +104,7 @@ CREATE TABLE uia_sessions (
     state      TEXT NOT NULL,
     expires_ts BIGINT NOT NULL
 );
+CREATE INDEX uia_sessions_expires ON uia_sessions (expires_ts);
 
 CREATE TABLE filters (
     user_nid  BIGINT NOT NULL REFERENCES users,

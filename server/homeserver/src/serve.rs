@@ -1,0 +1,288 @@
+//! Puts the parts together, runs them, and takes them apart in order.
+
+use std::{
+    fmt::Write as _, fs::DirBuilder, io, net::SocketAddr, os::unix::fs::DirBuilderExt as _, sync::Arc, time::Duration,
+};
+
+use anyhow::Context as _;
+use axum::{Router, response::IntoResponse, routing::get};
+use http::header::CONTENT_TYPE;
+use myelin_process::{
+    config::{Config, Listener, Resource, Secret},
+    limits,
+    logs::{self, Logs},
+    metrics, notify,
+    shutdown::{Shutdown, Signal, Signals},
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+
+use crate::{
+    cli::{self, ConfigFiles},
+    exit::{Exit, Failure},
+    health::{self, Health},
+    landing, listener, registration_token, well_known,
+};
+
+/// Open files that are kept for the database, media and outgoing requests; the others may be connections.
+const RESERVED_FILES: u64 = 512;
+/// Connections that are allowed however few files may be open.
+const CONNECTIONS_MIN: u64 = 64;
+
+/// What the routers are made of.
+struct Services {
+    config: Config,
+    health: Health,
+}
+
+/// Serves until a signal ends it.
+pub(crate) async fn serve(files: ConfigFiles, config: Config) -> Result<(), Failure> {
+    let logs = logs::init(&config.log).map_err(|error| Failure::new(Exit::Software, error))?;
+    for warning in cli::config::warnings(&config) {
+        tracing::warn!("{warning}");
+    }
+    // Before anything is started, so that no signal is missed.
+    let signals = Signals::listen().context("listen for signals").map_err(|error| Failure::new(Exit::System, error))?;
+    let connections = connections_max();
+    make_data_dir(&config)?;
+    let token = registration_token::load_or_make(&config).map_err(|error| Failure::new(Exit::CannotCreate, error))?;
+
+    let shutdown = Shutdown::new();
+    let listeners = bind_all(&config.listeners)?;
+    let services = Services { health: Health::new(shutdown.clone(), Vec::new()), config };
+    let room = Arc::new(Semaphore::new(connections));
+    for (listener, resources, address) in listeners {
+        tracing::info!(listener.address = %address, "listening on {address} for {}", names(&resources));
+        let router = resources_router(&services, &resources);
+        shutdown.spawn_connection(listener::accept(listener, router, Arc::clone(&room), shutdown.clone()));
+    }
+    notify::watchdog(&shutdown);
+    notify::ready();
+    greet(&files, &services.config, token.as_ref())?;
+
+    run_until_told(signals, &files, &logs).await;
+    stop(&shutdown, services.config.limits.shutdown()).await
+}
+
+/// What a listener with these resources answers.
+fn resources_router(services: &Services, resources: &[Resource]) -> Router {
+    resources.iter().fold(Router::new(), |router, resource| match resource {
+        Resource::Client => router.merge(landing::routes(&services.config, services.health.clone())),
+        Resource::WellKnown => router.merge(well_known::routes(&services.config)),
+        Resource::Health => router.merge(health::routes(services.health.clone())),
+        Resource::Metrics => router.route("/metrics", get(show_metrics)),
+        // They come with later releases; `config check` and the log say so.
+        Resource::Federation | Resource::Admin => router,
+    })
+}
+
+async fn show_metrics() -> impl IntoResponse {
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render())
+}
+
+/// How many connections there may be at once.
+fn connections_max() -> usize {
+    let files = match limits::raise_open_files() {
+        Ok(files) => files.now.unwrap_or(u64::MAX),
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open files cannot be raised: {error}");
+            1024
+        }
+    };
+    let connections = files.saturating_sub(RESERVED_FILES).max(CONNECTIONS_MIN);
+    usize::try_from(connections).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)
+}
+
+/// Makes the data folder, for the eyes of the server's own user.
+fn make_data_dir(config: &Config) -> Result<(), Failure> {
+    let path = &config.data_dir;
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
+        let error = anyhow::Error::new(error).context(format!("make the data folder {}", path.display()));
+        Failure::new(Exit::CannotCreate, error)
+            .hint("Make it by hand and give it to the user that the server runs as, or set data_dir to another one.")
+    })
+}
+
+/// Takes every address, or says which one is not to be had.
+fn bind_all(listeners: &[Listener]) -> Result<Vec<(TcpListener, Vec<Resource>, SocketAddr)>, Failure> {
+    let mut bound = Vec::with_capacity(listeners.len());
+    for settings in listeners {
+        let listener = listener::bind(settings.address).map_err(|error| not_bound(settings.address, error))?;
+        let address = listener.local_addr().map_err(|error| not_bound(settings.address, error))?;
+        bound.push((listener, settings.resources.clone(), address));
+    }
+    Ok(bound)
+}
+
+fn not_bound(address: SocketAddr, error: io::Error) -> Failure {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "Another program listens there already; perhaps a second myelin. `ss -ltnp 'sport = :{}'` shows which.",
+            address.port()
+        ),
+        io::ErrorKind::PermissionDenied => format!(
+            "Ports below 1024 need a permission: run it by its systemd unit, or take another port than {}.",
+            address.port()
+        ),
+        io::ErrorKind::AddrNotAvailable => {
+            "No network interface of this machine has this address; 0.0.0.0 or [::] takes all of them.".to_owned()
+        }
+        _ => "See `address` of the section [[listeners]] in the configuration.".to_owned(),
+    };
+    Failure::new(Exit::Unavailable, anyhow::Error::new(error).context(format!("listen on {address}"))).hint(hint)
+}
+
+fn names(resources: &[Resource]) -> String {
+    resources.iter().map(|resource| resource.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// Tells who tries it out what to do next. Who wrote a configuration file knows, and a service's output is a log, in
+/// which a token has no place.
+fn greet(files: &ConfigFiles, config: &Config, token: Option<&Secret>) -> Result<(), Failure> {
+    if !files.paths.is_empty() {
+        if token.is_some() && config.registration.token.is_none() && config.registration.token_file.is_none() {
+            let path = registration_token::path(config);
+            tracing::info!("the registration token is in {}", path.display());
+        }
+        return Ok(());
+    }
+    cli::print(&greeting(config, token))
+}
+
+fn greeting(config: &Config, token: Option<&Secret>) -> String {
+    let baseurl = config.client_baseurl();
+    let mut text = format!("\nMyelin {} is running, as {}.\n\n", env!("CARGO_PKG_VERSION"), config.server_name);
+    let mut line = |name: &str, value: &str| {
+        writeln!(text, "  {name:<20}{value}").expect("a String takes every write");
+    };
+    line("for clients", baseurl.as_str());
+    if let Some(address) = config.listener_for(Resource::Metrics) {
+        line("metrics", &format!("http://{address}/metrics"));
+    }
+    line("data", &config.data_dir.display().to_string());
+    if let Some(token) = token {
+        line("registration token", token.expose());
+    }
+    text.push_str(&format!(
+        "\nNext: open {baseurl} in a browser; it says how to connect a client. Ctrl+C stops the server.\n\
+         For more than trying it out, write a configuration: myelin config generate your.domain > myelin.toml\n\n"
+    ));
+    text
+}
+
+/// Runs until a signal asks for the end, and reads the configuration again when one asks for that.
+async fn run_until_told(mut signals: Signals, files: &ConfigFiles, logs: &Logs) {
+    loop {
+        match signals.next().await {
+            Signal::Reload => reload(files, logs),
+            signal @ (Signal::Terminate | Signal::Interrupt) => {
+                tracing::info!("stopping, told by {signal}");
+                tokio::spawn(leave_at_second_signal(signals));
+                return;
+            }
+        }
+    }
+}
+
+/// Takes over what can change without a restart. A configuration with mistakes changes nothing.
+fn reload(files: &ConfigFiles, logs: &Logs) {
+    notify::reloading();
+    match files.load().and_then(|config| {
+        logs.set_level(&config.log.level).map_err(|error| Failure::new(Exit::Config, error))?;
+        Ok(config)
+    }) {
+        Ok(config) => {
+            tracing::info!(log.level = config.log.level, "read the configuration again; the log level counts")
+        }
+        Err(failure) => tracing::error!("the configuration is not read again: {failure}"),
+    }
+    notify::ready();
+}
+
+/// Who asks twice does not want to wait.
+async fn leave_at_second_signal(mut signals: Signals) {
+    while signals.next().await == Signal::Reload {}
+    eprintln!("myelin: told to stop a second time: ending at once");
+    #[expect(clippy::disallowed_methods, reason = "at once: what is acknowledged is in the database already")]
+    std::process::exit(Exit::Unfinished as i32);
+}
+
+/// Ends everything in order: no new connections, answers for those under way, then the background tasks.
+async fn stop(shutdown: &Shutdown, time: Duration) -> Result<(), Failure> {
+    notify::stopping();
+    match shutdown.close(time).await {
+        Ok(()) => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+        Err(unfinished) => Err(Failure::new(Exit::Unfinished, unfinished)
+            .hint("What was acknowledged is safe. limits.shutdown_seconds is the time that requests have to finish.")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use http::{Request, StatusCode};
+    use myelin_process::{
+        config::{Config, Resource, Secret},
+        shutdown::Shutdown,
+    };
+    use tower::ServiceExt as _;
+
+    use super::{Exit, Health, Services};
+
+    async fn status(resources: &[Resource], path: &str) -> StatusCode {
+        let services =
+            Services { config: Config::embedded_default(), health: Health::new(Shutdown::new(), Vec::new()) };
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        super::resources_router(&services, resources).oneshot(request).await.unwrap().status()
+    }
+
+    /// A listener answers for its resources and for nothing else: metrics are not for everybody.
+    #[tokio::test]
+    async fn resources_are_apart() {
+        use Resource::{Admin, Client, Federation, Health, Metrics, WellKnown};
+        let paths = [
+            (Client, "/"),
+            (WellKnown, "/.well-known/matrix/client"),
+            (Health, "/health/ready"),
+            (Metrics, "/metrics"),
+        ];
+        for (own, path) in paths {
+            for other in [Client, WellKnown, Health, Metrics, Federation, Admin] {
+                let expected = if own == other { StatusCode::OK } else { StatusCode::NOT_FOUND };
+                assert_eq!(status(&[other], path).await, expected, "{path} of {other}");
+            }
+        }
+        assert_eq!(status(&[Client, WellKnown, Health, Metrics], "/metrics").await, StatusCode::OK);
+    }
+
+    /// A port that is taken is named, with the code for it and a way to find who has it.
+    #[tokio::test]
+    async fn a_taken_port_is_told() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut config = Config::embedded_default();
+        config.listeners[0].address = taken.local_addr().unwrap();
+        let failure = super::bind_all(&config.listeners).unwrap_err();
+        assert_eq!(failure.exit, Exit::Unavailable);
+        let port = taken.local_addr().unwrap().port().to_string();
+        assert!(failure.to_string().matches(&port).count() == 2, "{failure}");
+    }
+
+    /// A data folder that cannot be made is told, with its name.
+    #[test]
+    fn an_impossible_data_folder_is_told() {
+        let config = Config { data_dir: "/dev/null/data".into(), ..Config::embedded_default() };
+        let failure = super::make_data_dir(&config).unwrap_err();
+        assert_eq!(failure.exit, Exit::CannotCreate);
+        assert!(failure.to_string().contains("/dev/null/data"), "{failure}");
+    }
+
+    /// Who starts it without a file learns where it is and the token.
+    #[test]
+    fn greeting_has_the_next_step() {
+        let token = Secret::new("come-on-in".to_owned());
+        let text = super::greeting(&Config::embedded_default(), Some(&token));
+        assert!(text.contains("http://localhost:8008/") && text.contains("come-on-in") && text.contains("Next:"));
+    }
+}

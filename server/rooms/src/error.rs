@@ -1,0 +1,51 @@
+//! What can go wrong with a room.
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, and whose fault it is.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database did not do what was asked.
+    #[error("use the store")]
+    Store(#[from] myelin_store::Error),
+    /// The rules of the room do not allow it.
+    #[error("{0}")]
+    Forbidden(String),
+    /// There is no such room, event or piece of state, or the caller may not know of it.
+    #[error("{0}")]
+    NotFound(&'static str),
+    /// The event would be larger than 65,536 bytes, or one of its fields larger than 255.
+    #[error("the event is too large")]
+    TooLarge,
+    /// The event cannot be written as canonical JSON, or has a field of a wrong type.
+    #[error("{0}")]
+    BadJson(String),
+    /// A value is not one that the specification allows.
+    #[error("{0}")]
+    InvalidParam(String),
+    /// No such room version.
+    #[error("room version {0} is not supported")]
+    UnsupportedRoomVersion(String),
+    /// The alias points to a room already.
+    #[error("the alias is taken")]
+    AliasTaken,
+    /// The room would not be valid with these settings.
+    #[error("{0}")]
+    InvalidRoomState(String),
+    /// A stored event cannot be read.
+    #[error("read a stored event")]
+    Corrupt(#[source] serde_json::Error),
+    /// Our key cannot sign.
+    #[error("sign an event")]
+    Sign(#[source] ruma::signatures::JsonError),
+    /// Other writers were faster, again and again.
+    #[error("the room is too busy")]
+    Busy,
+}
+
+impl Error {
+    pub(crate) fn forbidden(reason: impl Into<String>) -> Self {
+        Self::Forbidden(reason.into())
+    }
+}

@@ -1,0 +1,218 @@
+//! Joining, inviting, leaving, and the rest of memberships.
+
+use std::sync::Arc;
+
+use myelin_store::{Membership, RoomName};
+use ruma::{CanonicalJsonObject, CanonicalJsonValue, UserId};
+use ruma_state_res::events::RoomPowerLevelsIntField;
+
+use crate::{Error, Pdu, Result, RoomWriter, Rooms, Template};
+
+/// What a user does to a membership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MembershipAction {
+    /// Enter a room.
+    Join,
+    /// Ask to enter a room.
+    Knock,
+    /// Ask another user to enter.
+    Invite,
+    /// Leave a room, or decline an invitation.
+    Leave,
+    /// Make another user leave.
+    Kick,
+    /// Make another user leave and keep them out.
+    Ban,
+    /// Allow a banned user to come back.
+    Unban,
+}
+
+impl MembershipAction {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Join => "join",
+            Self::Knock => "knock",
+            Self::Invite => "invite",
+            Self::Leave | Self::Kick | Self::Unban => "leave",
+            Self::Ban => "ban",
+        }
+    }
+}
+
+impl Rooms {
+    /// Changes a membership. Doing what is done already succeeds and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Forbidden`] when the rules of the room, or its guest access, do not allow it.
+    pub async fn change_membership(
+        self: &Arc<Self>,
+        room: &Arc<RoomName>,
+        sender: &UserId,
+        target: &UserId,
+        action: MembershipAction,
+        reason: Option<&str>,
+        is_guest: bool,
+    ) -> Result<()> {
+        if action == MembershipAction::Invite {
+            self.must_be_ours(target)?;
+        }
+        let content = self.member_content(target, action.word(), reason).await?;
+        let mut attempts = self.attempts(room);
+        loop {
+            let mut writer = attempts.open().await?;
+            let mut content = content.clone();
+            let current = membership_of(&mut writer, target).await?;
+            if is_done(action, current) {
+                return Ok(());
+            }
+            must_make_sense(action, current)?;
+            if is_guest && action == MembershipAction::Join {
+                must_admit_guests(&mut writer).await?;
+            }
+            if action == MembershipAction::Join && current != Some(Membership::Invite) {
+                self.authorise_restricted_join(&mut writer, target, &mut content).await?;
+            }
+            if matches!(action, MembershipAction::Leave | MembershipAction::Ban | MembershipAction::Kick) {
+                keep_profile(&mut writer, target, &mut content).await?;
+            }
+            writer.append(Template::state(sender, "m.room.member", target.as_str(), content)).await?;
+            if attempts.submit(writer).await?.is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// In a restricted room, a user who is in one of the rooms that it names may join: someone who could invite
+    /// them authorises it ([specification]).
+    ///
+    /// [specification]: https://spec.matrix.org/v1.19/client-server-api/#restricted-rooms
+    async fn authorise_restricted_join(
+        &self,
+        writer: &mut RoomWriter,
+        target: &UserId,
+        content: &mut CanonicalJsonObject,
+    ) -> Result<()> {
+        let Some(rules) = writer.state_event("m.room.join_rules", "").await? else { return Ok(()) };
+        let rules: JoinRules = rules.content_as().unwrap_or_default();
+        if !matches!(rules.join_rule.as_str(), "restricted" | "knock_restricted") {
+            return Ok(());
+        }
+        let target_nid = self.store.user_nid(target).await?;
+        if !self.is_in_one_of(target_nid, &rules).await? {
+            return Err(Error::forbidden("you are in none of the rooms whose members may join this one"));
+        }
+        let inviter = self.member_who_may_invite(writer).await?;
+        content.insert("join_authorised_via_users_server".into(), CanonicalJsonValue::String(inviter));
+        Ok(())
+    }
+
+    async fn is_in_one_of(&self, user_nid: i64, rules: &JoinRules) -> Result<bool> {
+        let memberships = self.store.memberships(user_nid).await?;
+        for allowed in rules.allow.iter().filter(|allowed| allowed.kind == "m.room_membership") {
+            let Ok(room_id) = ruma::RoomId::parse(&allowed.room_id) else { continue };
+            // The names of rooms are in memory.
+            let Some(room) = self.store.room(&room_id).await? else { continue };
+            let joined = memberships
+                .iter()
+                .any(|member| member.room_nid == room.nid && member.membership == Membership::Join);
+            if joined {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn member_who_may_invite(&self, writer: &mut RoomWriter) -> Result<String> {
+        let members = self.store.members(writer.room().nid).await?;
+        let joined: Vec<i64> = members
+            .iter()
+            .filter(|member| member.membership == Membership::Join)
+            .map(|member| member.user_nid)
+            .collect();
+        let needed = writer.level_for(RoomPowerLevelsIntField::Invite).await?;
+        for user_id in self.store.user_ids(&joined).await? {
+            if user_id.server_name() == self.server_name && writer.level_of(&user_id).await? >= needed {
+                return Ok(user_id.to_string());
+            }
+        }
+        Err(Error::forbidden("no member of this room on this server may invite others"))
+    }
+}
+
+#[derive(Default, serde::Deserialize)]
+struct JoinRules {
+    join_rule: String,
+    #[serde(default)]
+    allow: Vec<Allow>,
+}
+
+#[derive(serde::Deserialize)]
+struct Allow {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    room_id: String,
+}
+
+#[derive(serde::Deserialize)]
+struct MemberContent {
+    membership: String,
+    displayname: Option<String>,
+    avatar_url: Option<String>,
+}
+
+async fn member_event(writer: &mut RoomWriter, user_id: &UserId) -> Result<Option<Arc<Pdu>>> {
+    writer.state_event("m.room.member", user_id.as_str()).await
+}
+
+pub(crate) async fn membership_of(writer: &mut RoomWriter, user_id: &UserId) -> Result<Option<Membership>> {
+    let content = member_event(writer, user_id).await?.and_then(|pdu| pdu.content_as::<MemberContent>());
+    Ok(content.and_then(|content| Membership::from_word(&content.membership)))
+}
+
+fn is_done(action: MembershipAction, current: Option<Membership>) -> bool {
+    matches!(
+        (action, current),
+        (MembershipAction::Join, Some(Membership::Join)) | (MembershipAction::Ban, Some(Membership::Ban))
+    )
+}
+
+/// What the endpoints promise beyond the authorisation rules.
+fn must_make_sense(action: MembershipAction, current: Option<Membership>) -> Result<()> {
+    use Membership::{Ban, Invite, Join, Knock};
+    match (action, current) {
+        (MembershipAction::Kick, Some(Join | Invite | Knock)) | (MembershipAction::Unban, Some(Ban)) => Ok(()),
+        (MembershipAction::Kick, _) => Err(Error::forbidden("the user is not in the room")),
+        (MembershipAction::Unban, _) => Err(Error::forbidden("the user is not banned from the room")),
+        (MembershipAction::Leave, None) => Err(Error::forbidden("you are not in the room")),
+        (MembershipAction::Invite, Some(Join)) => Err(Error::forbidden("the user is in the room already")),
+        _ => Ok(()),
+    }
+}
+
+async fn must_admit_guests(writer: &mut RoomWriter) -> Result<()> {
+    #[derive(serde::Deserialize)]
+    struct GuestAccess {
+        guest_access: String,
+    }
+    let event = writer.state_event("m.room.guest_access", "").await?;
+    let access = event.and_then(|pdu| pdu.content_as::<GuestAccess>());
+    if access.is_some_and(|access| access.guest_access == "can_join") {
+        return Ok(());
+    }
+    Err(Error::forbidden("guests may not join this room"))
+}
+
+/// A member who goes keeps the name that the others knew.
+async fn keep_profile(writer: &mut RoomWriter, target: &UserId, content: &mut CanonicalJsonObject) -> Result<()> {
+    let Some(before) = member_event(writer, target).await?.and_then(|pdu| pdu.content_as::<MemberContent>()) else {
+        return Ok(());
+    };
+    for (field, value) in [("displayname", before.displayname), ("avatar_url", before.avatar_url)] {
+        if let Some(value) = value {
+            content.insert(field.into(), CanonicalJsonValue::String(value));
+        }
+    }
+    Ok(())
+}

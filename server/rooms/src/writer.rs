@@ -1,0 +1,561 @@
+//! The one writer of a room.
+//!
+//! Holding a [`RoomWriter`] proves that you may write: no one else in this process builds on the room's head.
+//! What it appends is a draft until [`RoomWriter::submit`] queues it for the group commit; the next writer may then
+//! build on it before it is committed. If the commit fails, everything that was built on it fails too.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
+
+use myelin_store::{
+    Append, Committed, Event, EventParts, Fate, Head, Membership, MembershipChange, NewRoom, Operation, Redaction,
+    RoomName, StateKey, state_tree::Node,
+};
+use prometheus::{IntCounter, register_int_counter};
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, OwnedUserId, RoomId, RoomVersionId, UserId,
+    events::{StateEventType, TimelineEventType},
+    room_version_rules::{EventIdFormatVersion, EventsReferenceFormatVersion, RoomVersionRules},
+};
+use ruma_state_res::{
+    auth_types_for_event, check_pdu_format, check_state_dependent_auth_rules, check_state_independent_auth_rules,
+};
+use serde_json::value::RawValue;
+use tokio::sync::OwnedMutexGuard;
+
+use crate::{
+    Error, Result, Rooms,
+    pdu::{self, Pdu},
+};
+
+/// State events that a room's head keeps parsed.
+const PARSED: usize = 512;
+/// Events that a new one may follow directly.
+const PREV_EVENTS: usize = 20;
+
+static RELOADS: LazyLock<IntCounter> = LazyLock::new(|| {
+    register_int_counter!("myelin_rooms_head_loads_total", "Times a room's head was read from the database.")
+        .expect("metric names are unique")
+});
+
+/// What a caller wants an event to be.
+#[derive(Clone, Debug)]
+pub struct Template {
+    /// The type.
+    pub event_type: String,
+    /// The state key of a state event.
+    pub state_key: Option<String>,
+    /// The sender.
+    pub sender: OwnedUserId,
+    /// The content.
+    pub content: CanonicalJsonObject,
+    /// The event to redact.
+    pub redacts: Option<OwnedEventId>,
+    /// The time to give it, in milliseconds since 1970, if not the present.
+    pub timestamp_ms: Option<u64>,
+    /// The sending device's number, and its transaction: the endpoint's scope, a space, the client's id.
+    pub transaction: Option<(i64, String)>,
+}
+
+impl Template {
+    /// A message.
+    pub fn message(sender: &UserId, event_type: &str, content: CanonicalJsonObject) -> Self {
+        Self {
+            event_type: event_type.to_owned(),
+            state_key: None,
+            sender: sender.to_owned(),
+            content,
+            redacts: None,
+            timestamp_ms: None,
+            transaction: None,
+        }
+    }
+
+    /// A state event.
+    pub fn state(sender: &UserId, event_type: &str, state_key: &str, content: CanonicalJsonObject) -> Self {
+        Self { state_key: Some(state_key.to_owned()), ..Self::message(sender, event_type, content) }
+    }
+}
+
+/// A room's head in memory, shared by the writers that follow each other.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    head: Head,
+    extremities: Vec<Arc<Pdu>>,
+    parsed: HashMap<i64, Arc<Pdu>>,
+    fate: Arc<Fate>,
+}
+
+/// The place of a room's head.
+pub(crate) type Slot = tokio::sync::Mutex<Option<Loaded>>;
+
+/// The exclusive right to append to a room.
+pub struct RoomWriter {
+    rooms: Arc<Rooms>,
+    room: Arc<RoomName>,
+    rules: RoomVersionRules,
+    slot: OwnedMutexGuard<Option<Loaded>>,
+    /// The version that the room must have when this is committed.
+    base_version: i64,
+    head: Head,
+    extremities: Vec<Arc<Pdu>>,
+    draft: Draft,
+}
+
+#[derive(Default)]
+struct Draft {
+    create: Option<NewRoom>,
+    events: Vec<Event>,
+    pdus: Vec<Arc<Pdu>>,
+    nodes: Vec<(i64, Arc<Node>)>,
+    memberships: Vec<MembershipChange>,
+    redactions: Vec<Redaction>,
+}
+
+/// An appended event: new, or the one that said the same already.
+#[derive(Clone, Debug)]
+pub struct Appended {
+    /// The event.
+    pub event_id: OwnedEventId,
+    /// False when the state was just so already and nothing was appended.
+    pub is_new: bool,
+}
+
+impl RoomWriter {
+    /// Takes the room's writer, waiting for the one before.
+    pub(crate) async fn open(rooms: &Arc<Rooms>, room: &Arc<RoomName>) -> Result<Self> {
+        let rules = rules_of(&room.version)?;
+        let mut slot = rooms.slot(room.nid).lock_owned().await;
+        if slot.as_ref().is_none_or(|loaded| loaded.fate.has_failed()) {
+            *slot = Some(load(rooms, room, &rules).await?);
+        }
+        let loaded = slot.as_mut().expect("it was loaded just now");
+        if loaded.parsed.len() > PARSED {
+            // What is not committed yet can be read nowhere else.
+            let committed = loaded.fate.committed();
+            loaded.parsed.retain(|nid, _| *nid > committed);
+        }
+        let (head, extremities) = (loaded.head.clone(), loaded.extremities.clone());
+        Ok(Self {
+            rooms: rooms.clone(),
+            room: room.clone(),
+            rules,
+            slot,
+            base_version: head.version,
+            head,
+            extremities,
+            draft: Draft::default(),
+        })
+    }
+
+    /// Starts a new room with its create event.
+    pub(crate) async fn found(
+        rooms: &Arc<Rooms>,
+        version: &RoomVersionId,
+        creator: &UserId,
+        content: CanonicalJsonObject,
+        is_public: bool,
+        alias: Option<(String, i64, i64)>,
+    ) -> Result<Self> {
+        let rules = rules_of(version)?;
+        let nid = rooms.store.take_nids(1).await?.start;
+        let template = Template::state(creator, "m.room.create", "", content);
+        let by_hash = rules.authorization.room_create_event_id_as_room_id;
+        let room_id = if by_hash {
+            // The identifier is the create event's: known once that is signed.
+            RoomId::parse("!unknown").expect("a room id without a server name is valid")
+        } else {
+            RoomId::new_v1(&rooms.server_name)
+        };
+        let provisional = Arc::new(RoomName { nid, room_id, version: version.clone() });
+        let slot = rooms.slot(nid).lock_owned().await;
+        let mut writer = Self {
+            rooms: rooms.clone(),
+            room: provisional,
+            rules,
+            slot,
+            base_version: 0,
+            head: Head { version: 0, last_pos: 0, depth: 0, extremities: Vec::new(), state_root: 0 },
+            extremities: Vec::new(),
+            draft: Draft::default(),
+        };
+        let create = writer.append(template).await?;
+        if by_hash {
+            let room_id = create.event_id.as_str().replacen('$', "!", 1);
+            let room_id = RoomId::parse(room_id).map_err(|_| Error::BadJson("the room's id is invalid".into()))?;
+            writer.room = Arc::new(RoomName { nid, room_id, version: version.clone() });
+        }
+        writer.draft.create =
+            Some(NewRoom { room_id: writer.room.room_id.clone(), version: version.clone(), is_public, alias });
+        Ok(writer)
+    }
+
+    /// The room.
+    pub fn room(&self) -> &Arc<RoomName> {
+        &self.room
+    }
+
+    /// The rules of its version.
+    pub fn rules(&self) -> &RoomVersionRules {
+        &self.rules
+    }
+
+    /// The snapshot of the state, drafts included.
+    pub fn state_root(&self) -> i64 {
+        self.head.state_root
+    }
+
+    /// The state event of a key, drafts included.
+    pub async fn state_event(&mut self, event_type: &str, state_key: &str) -> Result<Option<Arc<Pdu>>> {
+        let key = StateKey::new(event_type, state_key);
+        let nids = self.rooms.store.known_key_nids(std::slice::from_ref(&key)).await?;
+        let Some(key_nid) = nids[0] else { return Ok(None) };
+        Ok(self.state_pdus(&[key_nid]).await?.pop().flatten())
+    }
+
+    /// The state events of some keys, in the order asked.
+    async fn state_pdus(&mut self, key_nids: &[i64]) -> Result<Vec<Option<Arc<Pdu>>>> {
+        let nids = self.rooms.store.state_event_nids(self.head.state_root, key_nids).await?;
+        let loaded = self.slot.as_ref();
+        let mut found: Vec<Option<Arc<Pdu>>> = nids
+            .iter()
+            .map(|nid| {
+                let nid = (*nid)?;
+                let drafted = self.draft.pdus.iter().find(|pdu| pdu.nid == nid);
+                drafted.or_else(|| loaded?.parsed.get(&nid)).cloned()
+            })
+            .collect();
+        let missing: Vec<i64> =
+            nids.iter().zip(&found).filter(|(_, pdu)| pdu.is_none()).filter_map(|(nid, _)| *nid).collect();
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        for event in self.rooms.store.events(&missing).await? {
+            let pdu = Arc::new(Pdu::from_event(&event, &self.rules)?);
+            if let Some(loaded) = self.slot.as_mut() {
+                loaded.parsed.insert(pdu.nid, pdu.clone());
+            }
+            for (nid, place) in nids.iter().zip(&mut found) {
+                if *nid == Some(pdu.nid) {
+                    *place = Some(pdu.clone());
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes an event, checks it by the room's rules and adds it to the draft.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Forbidden`] when the rules refuse it, [`Error::TooLarge`], [`Error::BadJson`]. The draft is then as
+    /// it was before.
+    pub async fn append(&mut self, template: Template) -> Result<Appended> {
+        let event_type = TimelineEventType::from(template.event_type.as_str());
+        let content = serde_json::to_string(&template.content).map_err(|error| Error::BadJson(error.to_string()))?;
+        let content = RawValue::from_string(content).map_err(|error| Error::BadJson(error.to_string()))?;
+
+        let auth_types = auth_types_for_event(
+            &event_type,
+            &template.sender,
+            template.state_key.as_deref(),
+            &content,
+            &self.rules.authorization,
+        )
+        .map_err(Error::BadJson)?;
+        let auth = self.auth_state(&auth_types).await?;
+        let own_key = match &template.state_key {
+            Some(state_key) => {
+                let key = StateKey::new(&template.event_type, state_key);
+                Some(self.rooms.store.key_nids(&[key]).await?[0])
+            }
+            None => None,
+        };
+        let replaces = match own_key {
+            Some(key_nid) => self.state_pdus(&[key_nid]).await?.pop().flatten(),
+            None => None,
+        };
+        if let Some(same) = &replaces
+            && ruma_state_res::Event::sender(&**same) == template.sender
+            && same.content_as::<CanonicalJsonObject>().as_ref() == Some(&template.content)
+        {
+            return Ok(Appended { event_id: same.id().clone(), is_new: false });
+        }
+
+        let depth = self.extremities.iter().map(|pdu| pdu.depth).max().unwrap_or(0) + 1;
+        let auth_events: Vec<&Arc<Pdu>> = auth
+            .iter()
+            .filter(|(_, pdu)| {
+                // From version 12 on, the create event is implied by the room's id.
+                !(self.rules.authorization.room_create_event_id_as_room_id
+                    && *ruma_state_res::Event::event_type(&**pdu) == TimelineEventType::RoomCreate)
+            })
+            .filter(|(key, _)| auth_types.iter().any(|(wanted, state_key)| *wanted == key.0 && *state_key == key.1))
+            .map(|(_, pdu)| pdu)
+            .collect();
+        let mut object = self.object(&template, depth, &auth_events);
+        let event_id = self.sign(&mut object)?;
+        check_pdu_format(&object, &self.rules.event_format).map_err(|reason| {
+            if reason.contains("larger") || reason.contains("long") { Error::TooLarge } else { Error::BadJson(reason) }
+        })?;
+        let json = serde_json::to_string(&object).map_err(|error| Error::BadJson(error.to_string()))?;
+        let nid = self.rooms.store.take_event_nids(1).await?.start;
+        let pdu = Arc::new(Pdu::parse(nid, depth, event_id.clone(), &json, false, &self.rules)?);
+        self.authorise(&pdu, &auth)?;
+
+        self.add(&template, pdu, json, own_key, replaces.map(|pdu| pdu.nid)).await?;
+        Ok(Appended { event_id, is_new: true })
+    }
+
+    /// The state that decides about an event, with the create event in any case.
+    async fn auth_state(
+        &mut self,
+        auth_types: &[(StateEventType, String)],
+    ) -> Result<Vec<((StateEventType, String), Arc<Pdu>)>> {
+        let mut wanted = auth_types.to_vec();
+        if !wanted.iter().any(|(event_type, _)| *event_type == StateEventType::RoomCreate) {
+            wanted.push((StateEventType::RoomCreate, String::new()));
+        }
+        let keys: Vec<StateKey> =
+            wanted.iter().map(|(event_type, key)| StateKey::new(&event_type.to_string(), key)).collect();
+        let nids = self.rooms.store.known_key_nids(&keys).await?;
+        let (wanted, nids): (Vec<_>, Vec<i64>) =
+            wanted.into_iter().zip(nids).filter_map(|(key, nid)| Some((key, nid?))).unzip();
+        let found = self.state_pdus(&nids).await?;
+        Ok(wanted.into_iter().zip(found).filter_map(|(key, pdu)| Some((key, pdu?))).collect())
+    }
+
+    /// Checks an event by the [authorisation rules], both parts.
+    ///
+    /// [authorisation rules]: https://spec.matrix.org/v1.19/server-server-api/#authorization-rules
+    fn authorise(&self, pdu: &Arc<Pdu>, auth: &[((StateEventType, String), Arc<Pdu>)]) -> Result<()> {
+        let events: Vec<Arc<Pdu>> = auth.iter().map(|(_, pdu)| pdu.clone()).collect();
+        let rules = &self.rules.authorization;
+        let by_id = |event_id: &EventId| {
+            pdu::find(&events, event_id).cloned().or_else(|| {
+                // The room's id names the create event.
+                let create = events.iter().find(|pdu| {
+                    *ruma_state_res::Event::event_type(&***pdu) == TimelineEventType::RoomCreate
+                })?;
+                (create.id() == event_id).then(|| create.clone())
+            })
+        };
+        check_state_independent_auth_rules(rules, pdu.clone(), by_id).map_err(Error::Forbidden)?;
+        let by_key = |event_type: &StateEventType, state_key: &str| {
+            auth.iter().find(|(key, _)| key.0 == *event_type && key.1 == state_key).map(|(_, pdu)| pdu.clone())
+        };
+        check_state_dependent_auth_rules(rules, pdu.clone(), by_key).map_err(Error::Forbidden)
+    }
+
+    fn object(
+        &self,
+        template: &Template,
+        depth: i64,
+        auth_events: &[&Arc<Pdu>],
+    ) -> CanonicalJsonObject {
+        let text = |value: &str| CanonicalJsonValue::String(value.to_owned());
+        let number = |value: u64| {
+            CanonicalJsonValue::Integer(i64::try_from(value).ok().and_then(|n| n.try_into().ok()).unwrap_or_default())
+        };
+        let mut object = CanonicalJsonObject::new();
+        let is_create = template.event_type == "m.room.create";
+        if !(is_create && self.rules.authorization.room_create_event_id_as_room_id) {
+            object.insert("room_id".into(), text(self.room.room_id.as_str()));
+        }
+        object.insert("type".into(), text(&template.event_type));
+        object.insert("sender".into(), text(template.sender.as_str()));
+        object.insert("content".into(), CanonicalJsonValue::Object(template.content.clone()));
+        object.insert("depth".into(), number(depth as u64));
+        object.insert("origin_server_ts".into(), number(template.timestamp_ms.unwrap_or_else(crate::now_ms)));
+        if let Some(state_key) = &template.state_key {
+            object.insert("state_key".into(), text(state_key));
+        }
+        if let Some(redacts) = &template.redacts {
+            object.insert("redacts".into(), text(redacts.as_str()));
+        }
+        if self.rules.event_format.require_event_id {
+            object.insert("event_id".into(), text(EventId::new_v1(&self.rooms.server_name).as_str()));
+        }
+        let prev: Vec<&Arc<Pdu>> = self.extremities.iter().rev().take(PREV_EVENTS).collect();
+        object.insert("prev_events".into(), self.references(&prev));
+        object.insert("auth_events".into(), self.references(auth_events));
+        object
+    }
+
+    fn references(&self, pdus: &[&Arc<Pdu>]) -> CanonicalJsonValue {
+        let with_hash = matches!(self.rules.events_reference_format, EventsReferenceFormatVersion::V1);
+        let one = |pdu: &&Arc<Pdu>| {
+            let id = CanonicalJsonValue::String(pdu.id().to_string());
+            match (&pdu.reference_hash, with_hash) {
+                (Some(hash), true) => {
+                    let hash = CanonicalJsonValue::String(hash.clone());
+                    let hashes = CanonicalJsonObject::from([("sha256".to_owned(), hash)]);
+                    CanonicalJsonValue::Array(vec![id, CanonicalJsonValue::Object(hashes)])
+                }
+                _ => id,
+            }
+        };
+        CanonicalJsonValue::Array(pdus.iter().map(one).collect())
+    }
+
+    /// Adds hash and signature; answers the event's identifier.
+    fn sign(&self, object: &mut CanonicalJsonObject) -> Result<OwnedEventId> {
+        let name = self.rooms.server_name.as_str();
+        ruma::signatures::hash_and_sign_event(name, &self.rooms.key, object, &self.rules.redaction)
+            .map_err(sign_error)?;
+        match self.rules.event_id_format {
+            EventIdFormatVersion::V1 => {
+                let id = object.get("event_id").and_then(CanonicalJsonValue::as_str).unwrap_or_default();
+                EventId::parse(id).map_err(|_| Error::BadJson("the event's id is invalid".into()))
+            }
+            _ => {
+                let hash = ruma::signatures::reference_hash(object, &self.rules).map_err(sign_error)?;
+                EventId::parse(format!("${hash}")).map_err(|_| Error::BadJson("the event's id is invalid".into()))
+            }
+        }
+    }
+
+    async fn add(
+        &mut self,
+        template: &Template,
+        pdu: Arc<Pdu>,
+        json: String,
+        key_nid: Option<i64>,
+        replaces: Option<i64>,
+    ) -> Result<()> {
+        let store = &self.rooms.store;
+        let state_before = self.head.state_root;
+        let mut room_state = state_before;
+        let sender_nid = store.user_nid(&template.sender).await?;
+        let mut membership = None;
+        if let Some(key_nid) = key_nid {
+            if template.event_type == "m.room.member" {
+                membership = Some(self.membership_change(template).await?);
+            }
+            let (root, nodes) = self.rooms.store.update_state(state_before, &[(key_nid, Some(pdu.nid))]).await?;
+            room_state = root;
+            self.draft.nodes.extend(nodes);
+        }
+        let (device_nid, txn) = match &template.transaction {
+            Some((device_nid, txn)) => (Some(*device_nid), Some(txn.as_str().into())),
+            None => (None, None),
+        };
+        let parts = EventParts {
+            nid: pdu.nid,
+            room_nid: self.room.nid,
+            pos: None,
+            depth: pdu.depth,
+            sender_nid,
+            key_nid,
+            state_before,
+            room_state,
+            replaces,
+            redacted_by: None,
+            device_nid,
+            txn,
+            flags: 0,
+        };
+        let event = Event::new(parts, pdu.id().clone(), json.into_boxed_str())?;
+        self.draft.memberships.extend(membership);
+        self.draft.events.push(event);
+        self.head.version = pdu.nid;
+        self.head.depth = self.head.depth.max(pdu.depth);
+        self.head.extremities = vec![pdu.nid];
+        self.head.state_root = room_state;
+        self.extremities = vec![pdu.clone()];
+        self.draft.pdus.push(pdu);
+        Ok(())
+    }
+
+    async fn membership_change(&self, template: &Template) -> Result<MembershipChange> {
+        let word = template.content.get("membership").and_then(CanonicalJsonValue::as_str).unwrap_or_default();
+        let membership = Membership::from_word(word)
+            .ok_or_else(|| Error::BadJson("membership must be one that the specification knows".into()))?;
+        let user_id = UserId::parse(template.state_key.as_deref().unwrap_or_default())
+            .map_err(|_| Error::InvalidParam("the state key of a membership must be a user id".into()))?;
+        let user_nid = self.rooms.store.user_nid(&user_id).await?;
+        Ok(MembershipChange { user_nid, membership, event: self.draft.events.len() })
+    }
+
+    /// Takes the content of an event away, once the draft is committed.
+    pub fn redact(&mut self, target: Arc<Event>, by: &EventId, json: Box<str>) {
+        if let Some(redaction) = self.draft.events.iter().find(|event| event.event_id == by) {
+            let by = redaction.nid;
+            self.draft.redactions.push(Redaction { target, by, json });
+        }
+    }
+
+    /// Queues the draft and lets the next writer in; answers once it is committed.
+    pub async fn submit(mut self) -> Result<Committed> {
+        if self.draft.events.is_empty() {
+            return Ok(Committed::default());
+        }
+        let rooms = self.rooms.clone();
+        let place = rooms.store.place().await?;
+        let mut draft = std::mem::take(&mut self.draft);
+        let fate = match self.slot.as_mut() {
+            Some(loaded) => {
+                loaded.head = self.head.clone();
+                loaded.extremities = std::mem::take(&mut self.extremities);
+                loaded.fate.clone()
+            }
+            None => {
+                let fate = Arc::new(Fate::default());
+                *self.slot = Some(Loaded {
+                    head: self.head.clone(),
+                    extremities: std::mem::take(&mut self.extremities),
+                    parsed: HashMap::new(),
+                    fate: fate.clone(),
+                });
+                fate
+            }
+        };
+        if let Some(loaded) = self.slot.as_mut() {
+            // Only state is asked for again.
+            let state = draft.pdus.drain(..).filter(|pdu| ruma_state_res::Event::state_key(&**pdu).is_some());
+            loaded.parsed.extend(state.map(|pdu| (pdu.nid, pdu)));
+        }
+        let waiting = place.submit(Operation::Append(Box::new(Append {
+            room_nid: self.room.nid,
+            expected_version: self.base_version,
+            create: draft.create.take(),
+            events: std::mem::take(&mut draft.events),
+            nodes: std::mem::take(&mut draft.nodes),
+            head: self.head.clone(),
+            memberships: std::mem::take(&mut draft.memberships),
+            redactions: std::mem::take(&mut draft.redactions),
+            fate,
+        })));
+        drop(self);
+        Ok(waiting.await.map_err(|_| myelin_store::Error::Closed)??)
+    }
+}
+
+impl Drop for RoomWriter {
+    fn drop(&mut self) {
+        self.rooms.store.discard_nodes(&self.draft.nodes);
+    }
+}
+
+fn sign_error(error: ruma::signatures::JsonError) -> Error {
+    match error {
+        ruma::signatures::JsonError::PduTooLarge => Error::TooLarge,
+        other => Error::Sign(other),
+    }
+}
+
+/// The rules of a room version that we know.
+pub(crate) fn rules_of(version: &RoomVersionId) -> Result<RoomVersionRules> {
+    version.rules().ok_or_else(|| Error::UnsupportedRoomVersion(version.to_string()))
+}
+
+async fn load(rooms: &Rooms, room: &RoomName, rules: &RoomVersionRules) -> Result<Loaded> {
+    RELOADS.inc();
+    let head = rooms.store.head(room.nid).await?;
+    let extremities = rooms.store.events(&head.extremities).await?;
+    let extremities =
+        extremities.iter().map(|event| Ok(Arc::new(Pdu::from_event(event, rules)?))).collect::<Result<Vec<_>>>()?;
+    Ok(Loaded { head, extremities, parsed: HashMap::new(), fate: Arc::new(Fate::default()) })
+}

@@ -1,0 +1,61 @@
+//! What this crate counts.
+
+use std::sync::LazyLock;
+
+use prometheus::{
+    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, register_histogram, register_histogram_vec,
+    register_int_counter, register_int_counter_vec, register_int_gauge,
+};
+
+const UNIQUE: &str = "metric names are unique";
+
+pub(crate) static WAITERS: LazyLock<IntGauge> = LazyLock::new(|| {
+    register_int_gauge!("myelin_sync_waiters", "Sync requests that wait for something to tell.").expect(UNIQUE)
+});
+pub(crate) static SYNCS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    register_int_counter_vec!(
+        "myelin_sync_answers_total",
+        "Answers of /sync: initial, full_state, news, or empty after the timeout.",
+        &["kind"]
+    )
+    .expect(UNIQUE)
+});
+pub(crate) static ANSWER_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
+    register_histogram_vec!(
+        "myelin_sync_answer_duration_seconds",
+        "Time to put an answer of /sync together, without the wait.",
+        &["kind"],
+        vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]
+    )
+    .expect(UNIQUE)
+});
+pub(crate) static WAKE_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    register_histogram!(
+        "myelin_sync_wake_to_answer_seconds",
+        "Time from the wake-up of a waiting sync to its answer.",
+        vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0]
+    )
+    .expect(UNIQUE)
+});
+pub(crate) static USERS: LazyLock<IntGauge> = LazyLock::new(|| {
+    register_int_gauge!("myelin_sync_users", "Users whose rooms are in memory.").expect(UNIQUE)
+});
+pub(crate) static USER_LOADS: LazyLock<IntCounter> = LazyLock::new(|| {
+    register_int_counter!("myelin_sync_user_loads_total", "Times a user's rooms were read from the database.")
+        .expect(UNIQUE)
+});
+pub(crate) static RECEIPT_READS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    register_int_counter_vec!(
+        "myelin_sync_receipt_reads_total",
+        "Reads of new receipts, from the ring in memory (hit) or the database (miss).",
+        &["outcome"]
+    )
+    .expect(UNIQUE)
+});
+pub(crate) static UNREAD_SCANS: LazyLock<IntCounter> = LazyLock::new(|| {
+    register_int_counter!("myelin_sync_unread_scans_total", "Rooms whose unread events had to be counted anew.")
+        .expect(UNIQUE)
+});
+pub(crate) static UNREAD_EVENTS: LazyLock<IntCounter> = LazyLock::new(|| {
+    register_int_counter!("myelin_sync_unread_events_total", "Events that push rules were evaluated on.").expect(UNIQUE)
+});
