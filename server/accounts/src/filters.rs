@@ -50,8 +50,8 @@ impl Accounts {
             return Ok(Some(kept.filter.clone()));
         }
         let Some(json) = self.store.filter(user_nid, number).await? else { return Ok(None) };
-        let filter = serde_json::from_str(&json)
-            .map_err(|_| Error::Store(myelin_store::Error::Corrupt { what: "filter" }))?;
+        let filter =
+            serde_json::from_str(&json).map_err(|_| Error::Store(myelin_store::Error::Corrupt { what: "filter" }))?;
         let filter = Arc::new(filter);
         self.filters.insert((user_nid, number), Arc::new(Kept { filter: Arc::clone(&filter), bytes: json.len() }));
         Ok(Some(filter))
@@ -75,7 +75,8 @@ mod tests {
             let accounts = server.accounts().await;
             let alice = server.user(&accounts, "alice").await;
             let nid = accounts.session(&alice.access_token, None).await.unwrap().user_nid;
-            let json = json!({ "room": { "timeline": { "limit": 7, "not_types": ["a.*"] } }, "event_fields": ["type"] });
+            let json =
+                json!({ "room": { "timeline": { "limit": 7, "not_types": ["a.*"] } }, "event_fields": ["type"] });
             let filter: FilterDefinition = serde_json::from_value(json.clone()).unwrap();
             let id = accounts.create_filter(nid, &filter).await.unwrap();
             assert_eq!(accounts.create_filter(nid, &filter).await.unwrap(), id);

@@ -228,7 +228,8 @@ impl Accounts {
         let ended = self.store.deactivate_account(user_nid, erase, self.now_ms()).await?;
         self.forget_sessions(|known| known.user_nid == user_nid);
         if ended {
-            self.tell_devices_removed(user_id, devices.into_iter().map(|device| device.device_id.into()).collect()).await;
+            self.tell_devices_removed(user_id, devices.into_iter().map(|device| device.device_id.into()).collect())
+                .await;
             self.tell_deactivated(user_id, erase).await;
         }
         Ok(())

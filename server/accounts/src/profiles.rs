@@ -7,7 +7,7 @@ use std::{future::Future, pin::Pin, sync::Arc};
 use ruma::{MxcUri, OwnedDeviceId, UserId};
 use serde_json::{Value, value::RawValue};
 
-use crate::{Accounts, Error, Result};
+use crate::{Accounts, Error, Result, usernames};
 
 /// "the total profile MUST be under 64 KiB."
 pub const PROFILE_BYTES_MAX: usize = 64 * 1024 - 1;
@@ -64,6 +64,9 @@ pub trait ProfileObserver: Send + Sync {
 impl Accounts {
     /// All fields of a user's profile. `None` if there is no such user here.
     pub async fn profile(&self, user_id: &UserId) -> Result<Option<Vec<Field>>> {
+        if !usernames::may_exist(user_id.as_str()) {
+            return Ok(None);
+        }
         let Some(account) = self.store.account(user_id).await? else { return Ok(None) };
         let fields = self.store.profile(account.user_nid).await?;
         fields.into_iter().map(|(field, value)| Ok((field, stored(value)?))).collect::<Result<_>>().map(Some)
@@ -72,6 +75,9 @@ impl Accounts {
     /// One field of a user's profile. `None` if there is no such field, or no such user here.
     pub async fn profile_field(&self, user_id: &UserId, field: &str) -> Result<Option<Box<RawValue>>> {
         check_field_name(field)?;
+        if !usernames::may_exist(user_id.as_str()) {
+            return Ok(None);
+        }
         let Some(user_nid) = self.store.known_user_nid(user_id).await? else { return Ok(None) };
         self.store.profile_field(user_nid, field).await?.map(stored).transpose()
     }
@@ -99,7 +105,9 @@ impl Accounts {
     pub async fn set_profile_field(&self, user_nid: i64, user_id: &UserId, field: &str, value: Value) -> Result<()> {
         check_field_name(field)?;
         match (field, &value) {
-            ("displayname" | "avatar_url", Value::Null) => return self.delete_profile_field(user_nid, user_id, field).await,
+            ("displayname" | "avatar_url", Value::Null) => {
+                return self.delete_profile_field(user_nid, user_id, field).await;
+            }
             ("displayname" | "avatar_url", Value::String(text)) if text.is_empty() => {
                 return self.delete_profile_field(user_nid, user_id, field).await;
             }

@@ -157,7 +157,13 @@ impl Accounts {
         }
     }
 
-    async fn create(&self, user_id: &UserId, password_hash: Option<&str>, kind: Kind, token: Option<&str>) -> Result<i64> {
+    async fn create(
+        &self,
+        user_id: &UserId,
+        password_hash: Option<&str>,
+        kind: Kind,
+        token: Option<&str>,
+    ) -> Result<i64> {
         let new = NewAccount {
             user_id,
             password_hash,

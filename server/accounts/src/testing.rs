@@ -59,7 +59,7 @@ impl Server {
 pub(crate) async fn on_both(test: impl AsyncFn(&Server)) {
     for fresh in Fresh::each().await {
         let server = Server { store: fresh.open().await, now_ms: Arc::new(AtomicI64::new(1_000)) };
-        test(&server).await;
+        Box::pin(test(&server)).await;
         server.store.close().await;
     }
 }

@@ -152,7 +152,8 @@ impl Accounts {
         if fingerprint != operation.fingerprint {
             return Err(Error::OperationChanged);
         }
-        Ok(serde_json::from_str(&state).ok())
+        let corrupt = |_| Error::Store(myelin_store::Error::Corrupt { what: "authentication" });
+        serde_json::from_str(&state).map(Some).map_err(corrupt)
     }
 
     /// Tries one stage. The outer error is not the client's.
@@ -219,10 +220,7 @@ impl Accounts {
         attempt: Option<Attempt>,
     ) -> UiaError {
         let session_id = session_id.map_or_else(|| tokens::readable(SESSION_ID_LENGTH), str::to_owned);
-        let text = match serde_json::to_string(&state) {
-            Ok(text) => text,
-            Err(_) => return UiaError::Failed(Error::OperationChanged),
-        };
+        let text = serde_json::to_string(&state).expect("names and strings have a form in JSON");
         let expires_ts = self.now_ms() + LIFETIME_MS;
         if let Err(error) = self.store.put_uia_session(&session_id, &operation.fingerprint, &text, expires_ts).await {
             return error.into();

@@ -31,7 +31,7 @@ pub(crate) fn new_user(name: &str, server_name: &ServerName) -> Result<OwnedUser
 /// lower case.
 pub(crate) fn meant(name: &str, server_name: &ServerName) -> Vec<OwnedUserId> {
     let full = if name.starts_with('@') { name.to_owned() } else { format!("@{name}:{server_name}") };
-    if full.len() > USER_ID_BYTES_MAX {
+    if !may_exist(&full) {
         return Vec::new();
     }
     let Ok(exact) = UserId::parse(full) else { return Vec::new() };
@@ -41,6 +41,11 @@ pub(crate) fn meant(name: &str, server_name: &ServerName) -> Vec<OwnedUserId> {
     let lower = format!("@{}:{server_name}", exact.localpart().to_ascii_lowercase());
     let lower = UserId::parse(lower).ok().filter(|lower| *lower != exact);
     [Some(exact), lower].into_iter().flatten().collect()
+}
+
+/// Whether a user of this identifier may be in the database. PostgreSQL has no NUL in its texts.
+pub(crate) fn may_exist(user_id: &str) -> bool {
+    user_id.len() <= USER_ID_BYTES_MAX && !user_id.contains('\0')
 }
 
 #[cfg(test)]
@@ -72,6 +77,7 @@ mod tests {
         assert_eq!(meant("a!b", server), ["@a!b:example.org"], "historical");
         assert!(meant("@alice:elsewhere.org", server).is_empty());
         assert!(meant("@alice", server).is_empty());
+        assert!(meant("a\0b", server).is_empty());
         assert!(meant(&"a".repeat(300), server).is_empty());
     }
 }

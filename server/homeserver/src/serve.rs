@@ -35,7 +35,7 @@ struct Services {
 }
 
 /// Serves until a signal ends it.
-pub(crate) async fn serve(files: ConfigFiles, config: Config) -> Result<(), Failure> {
+pub(crate) async fn serve(files: ConfigFiles, mut config: Config) -> Result<(), Failure> {
     let logs = logs::init(&config.log).map_err(|error| Failure::new(Exit::Software, error))?;
     for warning in cli::config::warnings(&config) {
         tracing::warn!("{warning}");
@@ -48,6 +48,10 @@ pub(crate) async fn serve(files: ConfigFiles, config: Config) -> Result<(), Fail
 
     let shutdown = Shutdown::new();
     let listeners = bind_all(&config.listeners)?;
+    // Port 0 is any free port: from here on the address is the one that it became.
+    for (settings, (_, _, address)) in config.listeners.iter_mut().zip(&listeners) {
+        settings.address = *address;
+    }
     let services = Services { health: Health::new(shutdown.clone(), Vec::new()), config };
     let room = Arc::new(Semaphore::new(connections));
     for (listener, resources, address) in listeners {

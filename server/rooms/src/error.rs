@@ -12,6 +12,9 @@ pub enum Error {
     /// The rules of the room do not allow it.
     #[error("{0}")]
     Forbidden(String),
+    /// The room is not open to guests.
+    #[error("guests may not join this room")]
+    GuestsRefused,
     /// There is no such room, event or piece of state, or the caller may not know of it.
     #[error("{0}")]
     NotFound(&'static str),
@@ -30,6 +33,9 @@ pub enum Error {
     /// The alias points to a room already.
     #[error("the alias is taken")]
     AliasTaken,
+    /// A room names an alias that does not point to it.
+    #[error("{0}")]
+    BadAlias(String),
     /// The room would not be valid with these settings.
     #[error("{0}")]
     InvalidRoomState(String),
@@ -47,5 +53,10 @@ pub enum Error {
 impl Error {
     pub(crate) fn forbidden(reason: impl Into<String>) -> Self {
         Self::Forbidden(reason.into())
+    }
+
+    /// What anyone is told who is not in a room, and likewise when there is no such room.
+    pub(crate) fn outsider() -> Self {
+        Self::forbidden("you are not in this room")
     }
 }

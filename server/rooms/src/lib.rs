@@ -3,14 +3,21 @@
 //! Every change of a room goes through its one [`RoomWriter`], which checks the authorisation rules of the room's
 //! version. What may be read is decided by [`visibility`], and how it looks to a client by [`present`].
 
+mod aliases;
+mod context;
 mod create;
+mod directory;
 mod error;
+pub mod history;
+mod member_state;
 mod membership;
 mod pdu;
+mod permission;
 mod power;
 pub mod present;
 mod redact;
 mod send;
+mod upgrade;
 pub mod visibility;
 mod writer;
 
@@ -24,7 +31,9 @@ use quick_cache::sync::Cache;
 use ruma::{OwnedEventId, OwnedServerName, RoomId, signatures::Ed25519KeyPair};
 
 pub use self::{
+    context::Context,
     create::{CreateRoom, InitialState, Preset},
+    directory::{DirectoryPage, DirectorySearch, Listing},
     error::{Error, Result},
     membership::MembershipAction,
     pdu::Pdu,
@@ -34,9 +43,11 @@ pub use self::{
 use self::writer::Slot;
 
 /// Room heads in memory at the most.
-const HEADS: usize = 20_000;
+const HEADS: usize = 4096;
 /// Transactions that are recognised without asking the database.
 const TRANSACTIONS: usize = 10_000;
+/// Listings of the directory in memory at the most.
+const LISTINGS: usize = 4096;
 /// How often a write is built anew because another replica was faster.
 const TRIES: usize = 8;
 
@@ -47,6 +58,8 @@ pub struct Rooms {
     pub(crate) key: Ed25519KeyPair,
     slots: Cache<i64, Arc<Slot>>,
     pub(crate) recent_transactions: Cache<Transaction, OwnedEventId>,
+    /// What listed rooms tell of themselves, by snapshot.
+    pub(crate) listings: Cache<i64, Arc<Listing>>,
 }
 
 impl std::fmt::Debug for Rooms {
@@ -58,7 +71,7 @@ impl std::fmt::Debug for Rooms {
 impl Rooms {
     /// Opens the rooms of a server, which signs with this key.
     pub fn new(store: Arc<Store>, server_name: OwnedServerName, key: Ed25519KeyPair) -> Arc<Self> {
-        Arc::new(Self { store, server_name, key, slots: Cache::new(HEADS), recent_transactions: Cache::new(TRANSACTIONS) })
+        Arc::new(Self { store, server_name, key, slots: Cache::new(HEADS), recent_transactions: Cache::new(TRANSACTIONS), listings: Cache::new(LISTINGS) })
     }
 
     /// The store.

@@ -87,7 +87,7 @@ impl Rooms {
     /// them authorises it ([specification]).
     ///
     /// [specification]: https://spec.matrix.org/v1.19/client-server-api/#restricted-rooms
-    async fn authorise_restricted_join(
+    pub(crate) async fn authorise_restricted_join(
         &self,
         writer: &mut RoomWriter,
         target: &UserId,
@@ -191,7 +191,7 @@ fn must_make_sense(action: MembershipAction, current: Option<Membership>) -> Res
     }
 }
 
-async fn must_admit_guests(writer: &mut RoomWriter) -> Result<()> {
+pub(crate) async fn must_admit_guests(writer: &mut RoomWriter) -> Result<()> {
     #[derive(serde::Deserialize)]
     struct GuestAccess {
         guest_access: String,
@@ -201,7 +201,7 @@ async fn must_admit_guests(writer: &mut RoomWriter) -> Result<()> {
     if access.is_some_and(|access| access.guest_access == "can_join") {
         return Ok(());
     }
-    Err(Error::forbidden("guests may not join this room"))
+    Err(Error::GuestsRefused)
 }
 
 /// A member who goes keeps the name that the others knew.

@@ -113,7 +113,10 @@ impl Rooms {
                 (HistoryVisibility::Shared, _) => {
                     let joined_until = match last_joined {
                         Some(pos) => pos,
-                        None => *last_joined.insert(self.last_joined(room, viewer).await?),
+                        None => {
+                            let left = self.last_joined(room, viewer).await?;
+                            *last_joined.insert(left.and_then(|left| left.pos))
+                        }
                     };
                     joined_until.is_some_and(|until| event.pos.is_some_and(|pos| pos <= until))
                 }
@@ -167,16 +170,16 @@ impl Rooms {
         }
     }
 
-    /// Up to which position a user who is not in the room now was in it, if ever.
-    async fn last_joined(&self, room: &RoomName, viewer: &Viewer<'_>) -> Result<Option<i64>> {
+    /// The event by which a user who is not in the room now was in it no longer, if they ever were.
+    pub(crate) async fn last_joined(&self, room: &RoomName, viewer: &Viewer<'_>) -> Result<Option<Arc<Event>>> {
         let Some(member) = viewer.member.filter(|member| member.room_nid == room.nid) else { return Ok(None) };
         let mut event = self.store.event(member.event_nid).await?;
         for _ in 0..STEPS_BACK {
             let Some(before) = event.replaces else { return Ok(None) };
-            let end = event.pos;
+            let end = event;
             event = self.store.event(before).await?;
             if membership_in(&event) == Some(Membership::Join) {
-                return Ok(end);
+                return Ok(Some(end));
             }
         }
         Ok(None)

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// State events that a room's head keeps parsed.
-const PARSED: usize = 512;
+const PARSED: usize = 64;
 /// Events that a new one may follow directly.
 const PREV_EVENTS: usize = 20;
 

@@ -108,7 +108,8 @@ impl Store {
             user_nid
         )?;
         Ok(found.map(|row| {
-            let (user_nid, password_hash, created_ts, is_admin, is_guest, deactivated_ts, locked, suspended, erased) = row;
+            let (user_nid, password_hash, created_ts, is_admin, is_guest, deactivated_ts, locked, suspended, erased) =
+                row;
             Account {
                 user_nid,
                 user_id: user_id.to_owned(),
@@ -184,8 +185,7 @@ impl Store {
     /// Locks an account or opens it again. False if there is none.
     pub async fn set_account_locked(&self, user_nid: i64, locked: bool) -> Result<bool> {
         let mut transaction = self.database.begin().await?;
-        let changed =
-            execute!(transaction, "UPDATE accounts SET locked = $2 WHERE user_nid = $1", user_nid, locked)?;
+        let changed = execute!(transaction, "UPDATE accounts SET locked = $2 WHERE user_nid = $1", user_nid, locked)?;
         transaction.commit().await?;
         Ok(changed == 1)
     }

@@ -31,11 +31,8 @@ impl Store {
         if let Some((filter_id,)) = same {
             return Ok(filter_id);
         }
-        let (filter_id,): (i64,) = row!(
-            transaction,
-            "SELECT COALESCE(MAX(filter_id) + 1, 0) FROM filters WHERE user_nid = $1",
-            user_nid
-        )?;
+        let (filter_id,): (i64,) =
+            row!(transaction, "SELECT COALESCE(MAX(filter_id) + 1, 0) FROM filters WHERE user_nid = $1", user_nid)?;
         execute!(
             transaction,
             "INSERT INTO filters (user_nid, filter_id, json) VALUES ($1, $2, $3)",
@@ -50,12 +47,8 @@ impl Store {
     /// A filter's text.
     pub async fn filter(&self, user_nid: i64, filter_id: i64) -> Result<Option<String>> {
         let mut reader = self.database.reader().await?;
-        let found: Option<(String,)> = optional!(
-            reader,
-            "SELECT json FROM filters WHERE user_nid = $1 AND filter_id = $2",
-            user_nid,
-            filter_id
-        )?;
+        let found: Option<(String,)> =
+            optional!(reader, "SELECT json FROM filters WHERE user_nid = $1 AND filter_id = $2", user_nid, filter_id)?;
         Ok(found.map(|(json,)| json))
     }
 }

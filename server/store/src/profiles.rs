@@ -20,12 +20,8 @@ impl Store {
     /// The value of one field of a profile, as JSON.
     pub async fn profile_field(&self, user_nid: i64, field: &str) -> Result<Option<String>> {
         let mut reader = self.database.reader().await?;
-        let found: Option<(String,)> = optional!(
-            reader,
-            "SELECT value FROM profile_fields WHERE user_nid = $1 AND field = $2",
-            user_nid,
-            field
-        )?;
+        let found: Option<(String,)> =
+            optional!(reader, "SELECT value FROM profile_fields WHERE user_nid = $1 AND field = $2", user_nid, field)?;
         Ok(found.map(|(value,)| value))
     }
 
@@ -61,12 +57,8 @@ impl Store {
     /// Removes a field. False if there was none.
     pub async fn delete_profile_field(&self, user_nid: i64, field: &str) -> Result<bool> {
         let mut transaction = self.database.begin().await?;
-        let deleted = execute!(
-            transaction,
-            "DELETE FROM profile_fields WHERE user_nid = $1 AND field = $2",
-            user_nid,
-            field
-        )?;
+        let deleted =
+            execute!(transaction, "DELETE FROM profile_fields WHERE user_nid = $1 AND field = $2", user_nid, field)?;
         transaction.commit().await?;
         Ok(deleted == 1)
     }

@@ -1,6 +1,6 @@
 //! Rooms: their heads, members, aliases and the directory.
 
-use ruma::{OwnedRoomId, RoomId, UserId};
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 
 use crate::{
     Error, Head, Membership, Result, Store,
@@ -126,6 +126,21 @@ impl Store {
         found.map(Member::try_from).transpose()
     }
 
+    /// The guests among those who have joined a room.
+    pub async fn joined_guests(&self, room_nid: i64) -> Result<Vec<OwnedUserId>> {
+        let mut reader = self.database.reader().await?;
+        let found: Vec<(String,)> = rows!(
+            reader,
+            "SELECT u.user_id FROM memberships AS m JOIN accounts AS a USING (user_nid) JOIN users AS u USING (user_nid)
+             WHERE m.room_nid = $1 AND m.membership = 1 AND a.is_guest",
+            room_nid
+        )?;
+        found
+            .into_iter()
+            .map(|(user_id,)| UserId::parse(user_id).map_err(|_| Error::Corrupt { what: "user id" }))
+            .collect()
+    }
+
     /// What of a user's profile goes into memberships: `displayname` and `avatar_url`, where set.
     pub async fn member_profile(&self, user_id: &UserId) -> Result<Vec<(&'static str, String)>> {
         let mut reader = self.database.reader().await?;
@@ -209,6 +224,18 @@ impl Store {
         let found: Vec<(String,)> =
             rows!(reader, "SELECT alias FROM aliases WHERE room_nid = $1 ORDER BY alias", room_nid)?;
         Ok(found.into_iter().map(|(alias,)| alias).collect())
+    }
+
+    /// Points all aliases of a room to another one.
+    pub async fn move_aliases(&self, from_room_nid: i64, to_room_nid: i64) -> Result<()> {
+        let mut transaction = self.database.begin().await?;
+        execute!(
+            transaction,
+            "UPDATE aliases SET room_nid = $2 WHERE room_nid = $1",
+            from_room_nid,
+            to_room_nid
+        )?;
+        transaction.commit().await
     }
 
     /// Whether a room is listed in the directory.

@@ -17,7 +17,7 @@
 //! # Cost
 //!
 //! Loading a key, finding what differs between two snapshots, and making one from another cost the depth of the tree
-//! (four nodes in a room of 10,000 keys) for each key concerned, never the size of the room. Nodes that are not in
+//! (about four nodes in a room of 10,000 keys) for each key concerned, never the size of the room. Nodes that are not in
 //! memory are asked of the [`NodeSource`] together: once a level, not once a node.
 
 use std::{collections::HashMap, future::Future, sync::Arc};
@@ -41,6 +41,9 @@ pub const EMPTY: i64 = 0;
 pub const LEAF_KEYS_MAX: usize = 24;
 
 /// A slot of at most as many keys stays in its node. Part of the stored format.
+///
+/// More make fewer rows but larger changes. Measured at 10,000 to 25,000 keys, rows counted with 60 bytes of overhead:
+/// 2 make 2,100 to 4,100 rows, 4 make 700 to 3,300 and changes of at most 840 bytes, 8 make changes of 1,270.
 pub const SLOT_KEYS_MAX: usize = 4;
 
 /// Slots of a node.

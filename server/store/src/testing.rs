@@ -46,9 +46,12 @@ impl Fresh {
         let options = PgConnectOptions::from_str(&server).expect("the URL of the PostgreSQL server for tests is one");
         let name = format!("myelin_test_{:016x}", rand::random::<u64>());
         let mut connection = PgConnection::connect_with(&options).await.expect("the PostgreSQL server answers");
-        run(&mut connection, format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'"))
-            .await
-            .expect("the PostgreSQL server makes a database");
+        run(
+            &mut connection,
+            format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'"),
+        )
+        .await
+        .expect("the PostgreSQL server makes a database");
         let _ = connection.close().await;
         let mut url = url_of(&server);
         url.set_path(&name);
@@ -103,7 +106,7 @@ impl Drop for Fresh {
 /// Runs a test on each engine that is there.
 pub async fn on_both(test: impl AsyncFn(&Fresh)) {
     for fresh in Fresh::each().await {
-        test(&fresh).await;
+        Box::pin(test(&fresh)).await;
     }
 }
 

@@ -214,7 +214,13 @@ impl Store {
     }
 
     /// Keeps a login token. Those that have ended go.
-    pub async fn create_login_token(&self, user_nid: i64, token_hash: &[u8], expires_ts: i64, now_ms: i64) -> Result<()> {
+    pub async fn create_login_token(
+        &self,
+        user_nid: i64,
+        token_hash: &[u8],
+        expires_ts: i64,
+        now_ms: i64,
+    ) -> Result<()> {
         let mut transaction = self.database.begin().await?;
         execute!(transaction, "DELETE FROM login_tokens WHERE expires_ts <= $1", now_ms)?;
         execute!(

@@ -7,13 +7,7 @@ use crate::{
 
 impl Store {
     /// Remembers where an authentication stands, anew or in place of what was known of it.
-    pub async fn put_uia_session(
-        &self,
-        session_id: &str,
-        operation: &str,
-        state: &str,
-        expires_ts: i64,
-    ) -> Result<()> {
+    pub async fn put_uia_session(&self, session_id: &str, operation: &str, state: &str, expires_ts: i64) -> Result<()> {
         let mut transaction = self.database.begin().await?;
         execute!(
             transaction,

@@ -85,7 +85,10 @@ mod tests {
                 counted_pos,
                 counts: format!("{{\"at\":{counted_pos}}}"),
             };
-            store.save_unread_checkpoints(&[checkpoint(1, 10, 5), checkpoint(1, 11, 5), checkpoint(2, 10, 9)]).await.unwrap();
+            store
+                .save_unread_checkpoints(&[checkpoint(1, 10, 5), checkpoint(1, 11, 5), checkpoint(2, 10, 9)])
+                .await
+                .unwrap();
             store.save_unread_checkpoints(&[checkpoint(1, 10, 8), checkpoint(1, 11, 3)]).await.unwrap();
             let mut found = store.unread_checkpoints(1, &[10, 11, 12]).await.unwrap();
             found.sort_by_key(|found| found.room_nid);

@@ -12,9 +12,9 @@ use serde_json::{Map, Value, value::RawValue};
 use crate::{Error, Result};
 
 /// Events of a timeline where the client does not say how many.
-pub const TIMELINE_LIMIT: usize = 10;
+pub(crate) const TIMELINE_LIMIT: usize = 10;
 /// Events of a timeline at the most.
-pub const TIMELINE_LIMIT_MAX: usize = 100;
+pub(crate) const TIMELINE_LIMIT_MAX: usize = 100;
 
 /// A filter for `/sync`.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +40,8 @@ impl Filter {
     ///
     /// [`Error::BadJson`] when it is none.
     pub fn parse(json: &str) -> Result<Self> {
-        let definition = serde_json::from_str(json).map_err(|error| Error::BadJson(format!("not a filter: {error}")))?;
+        let definition =
+            serde_json::from_str(json).map_err(|error| Error::BadJson(format!("not a filter: {error}")))?;
         Ok(Self::new(definition))
     }
 
@@ -251,8 +252,10 @@ mod tests {
     #[test]
     fn event_fields() {
         assert_eq!(path(r"content.m\.relates_to.a\\b"), ["content", "m.relates_to", r"a\b"]);
-        let filter = Filter::parse(r#"{"event_fields":["type","content.body","content.m\\.x.y","sender.no"]}"#).unwrap();
-        let event = json!({"type": "m", "sender": "@a:b", "content": {"body": "hi", "other": 1, "m.x": {"y": 2, "z": 3}}});
+        let filter =
+            Filter::parse(r#"{"event_fields":["type","content.body","content.m\\.x.y","sender.no"]}"#).unwrap();
+        let event =
+            json!({"type": "m", "sender": "@a:b", "content": {"body": "hi", "other": 1, "m.x": {"y": 2, "z": 3}}});
         let pruned = filter.prune(to_raw_value(&event).unwrap()).unwrap();
         let pruned: serde_json::Value = serde_json::from_str(pruned.get()).unwrap();
         assert_eq!(pruned, json!({"type": "m", "content": {"body": "hi", "m.x": {"y": 2}}}));

@@ -37,9 +37,8 @@ pub(crate) static WAKE_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
     )
     .expect(UNIQUE)
 });
-pub(crate) static USERS: LazyLock<IntGauge> = LazyLock::new(|| {
-    register_int_gauge!("myelin_sync_users", "Users whose rooms are in memory.").expect(UNIQUE)
-});
+pub(crate) static USERS: LazyLock<IntGauge> =
+    LazyLock::new(|| register_int_gauge!("myelin_sync_users", "Users whose rooms are in memory.").expect(UNIQUE));
 pub(crate) static USER_LOADS: LazyLock<IntCounter> = LazyLock::new(|| {
     register_int_counter!("myelin_sync_user_loads_total", "Times a user's rooms were read from the database.")
         .expect(UNIQUE)

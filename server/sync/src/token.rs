@@ -85,7 +85,22 @@ mod tests {
     /// Anything else is refused, however odd.
     #[test]
     fn refuses_foreign_tokens() {
-        for text in ["", "s", "t", "s1", "s1_", "s_1", "t1_1", "s1_2_3", "s+1_2", "t01", "x5", "s1_-2", "t99999999999999999999", "ß1"] {
+        for text in [
+            "",
+            "s",
+            "t",
+            "s1",
+            "s1_",
+            "s_1",
+            "t1_1",
+            "s1_2_3",
+            "s+1_2",
+            "t01",
+            "x5",
+            "s1_-2",
+            "t99999999999999999999",
+            "ß1",
+        ] {
             assert_eq!(text.parse::<Token>(), Err(InvalidToken), "{text}");
         }
     }

@@ -1,5 +1,7 @@
 //! What was acknowledged stays, once and in order, whatever happens to the homeserver or its database meanwhile.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{

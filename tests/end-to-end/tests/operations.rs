@@ -1,5 +1,7 @@
 //! What an operator meets: starting, failing to start, watching, ending.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{net::TcpListener, process::Command, time::Duration};
 
 use hmac::{Hmac, Mac};
@@ -21,9 +23,13 @@ on_both_engines!(
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The codes of `sysexits.h` for what is not to be had and for a wrong configuration.
+const UNAVAILABLE: i32 = 69;
+const CONFIG: i32 = 78;
+
 /// A refusal to start says what is wrong in words, and where.
-fn says(exit: &Exit, words: &[&str]) {
-    assert!(exit.status.code().is_some_and(|code| code != 0), "{exit:?}");
+fn says(exit: &Exit, code: i32, words: &[&str]) {
+    assert_eq!(exit.status.code(), Some(code), "{exit:?}");
     for word in words {
         assert!(exit.log.contains(word), "it says {word:?}:\n{}", exit.log);
     }
@@ -37,7 +43,7 @@ fn taken_port_is_named() {
         let setup = Setup::new(Engine::Sqlite);
         let port = setup.port();
         let _taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
-        says(&setup.fail().await, &[&format!("127.0.0.1:{port}"), "in use"]);
+        says(&setup.fail().await, UNAVAILABLE, &[&format!("127.0.0.1:{port}"), "in use"]);
     });
 }
 
@@ -46,9 +52,9 @@ fn taken_port_is_named() {
 fn wrong_keys_are_named() {
     myelin_end_to_end::run(async {
         let unknown = Setup::new(Engine::Sqlite).set("registration.enabeld", true);
-        says(&unknown.fail().await, &["registration.enabeld", "myelin.toml"]);
+        says(&unknown.fail().await, CONFIG, &["registration.enabeld", "myelin.toml"]);
         let mistyped = Setup::new(Engine::Sqlite).set("rate_limits.enabled", "sometimes");
-        says(&mistyped.fail().await, &["rate_limits.enabled", "myelin.toml"]);
+        says(&mistyped.fail().await, CONFIG, &["rate_limits.enabled", "myelin.toml"]);
     });
 }
 
@@ -59,7 +65,7 @@ fn database_that_is_down_is_named() {
         let port = free_port();
         let setup = Setup::on_database(&format!("postgres://myelin:hunter2@127.0.0.1:{port}/myelin"));
         let exit = setup.fail().await;
-        says(&exit, &["database", "127.0.0.1"]);
+        says(&exit, UNAVAILABLE, &["database", "127.0.0.1"]);
         assert!(!exit.log.contains("hunter2"), "a password is not for the log:\n{}", exit.log);
     });
 }
@@ -69,7 +75,7 @@ async fn wrong_server_name_is_refused(engine: Engine) {
     let mut server = Homeserver::start(engine).await;
     assert!(server.terminate().await.success());
     let renamed = server.into_setup().set("server_name", "other.test");
-    says(&renamed.fail().await, &[SERVER_NAME, "other.test"]);
+    says(&renamed.fail().await, CONFIG, &[SERVER_NAME, "other.test"]);
 }
 
 /// SIGTERM answers those who wait, and the homeserver ends in order and soon.
@@ -105,7 +111,7 @@ async fn hangup_is_survived(engine: Engine) {
     let mut server = Homeserver::start(engine).await;
     server.hang_up();
     eventually("the hang-up is noticed", PATIENCE, || async {
-        server.log_text().to_lowercase().contains("reload").then_some(())
+        server.log_text().to_lowercase().contains("configuration again").then_some(())
     })
     .await;
     assert!(server.is_running());
@@ -128,7 +134,7 @@ async fn metrics_are_given(engine: Engine) {
     for family in FAMILIES {
         assert!(text.contains(&format!("# TYPE {family} ")), "{family} is among them:\n{text}");
     }
-    assert!(value(&text, "myelin_events_written_total").is_some_and(|events| events >= 7.0), "{text}");
+    assert!(value(&text, "myelin_store_events_written_total").is_some_and(|events| events >= 7.0), "{text}");
     assert!(!text.contains(&room) && !text.contains("alice"), "no room and no person is named");
 
     server.api().get("/metrics").await.refused(404, "M_UNRECOGNIZED");
@@ -138,14 +144,14 @@ const FAMILIES: &[&str] = &[
     "myelin_http_requests_total",
     "myelin_http_request_duration_seconds",
     "myelin_sync_waiters",
-    "myelin_events_written_total",
-    "myelin_commit_batch_size",
-    "myelin_commit_duration_seconds",
-    "myelin_stream_position",
+    "myelin_store_events_written_total",
+    "myelin_store_commit_batch_size",
+    "myelin_store_commit_duration_seconds",
+    "myelin_store_stream_position",
     "myelin_database_connections",
     "myelin_cache_bytes",
     "myelin_cache_hits_total",
-    "myelin_jemalloc_allocated_bytes",
+    "myelin_jemalloc_bytes",
     "process_open_fds",
     "process_max_fds",
     "process_resident_memory_bytes",
@@ -232,6 +238,13 @@ fn commands_explain_themselves() {
     };
     let (success, version) = run(&["version"]);
     assert!(success && version.to_lowercase().contains("myelin"), "{version}");
+    let folder = tempfile::tempdir().unwrap();
+    let (success, config) = run(&["config", "generate", "example.org"]);
+    assert!(success);
+    let file = folder.path().join("myelin.toml");
+    std::fs::write(&file, config).unwrap();
+    let (success, verdict) = run(&["config", "check", "--config", file.to_str().unwrap()]);
+    assert!(success && verdict.contains("example.org"), "what it writes is in order: {verdict}");
     let (success, help) = run(&["--help"]);
     assert!(success && ["serve", "config", "user", "version"].iter().all(|word| help.contains(word)), "{help}");
     let (success, _) = run(&["dance"]);

@@ -5,6 +5,7 @@ use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
     env,
+    sync::Arc,
 };
 
 use myelin_end_to_end::{Answer, Engine, Homeserver, Method, Person, encode, on_both_engines};
@@ -28,20 +29,23 @@ const PAGES_MAX: usize = 1000;
 
 /// A sequence of incremental syncs, at any moments and with any bounds, adds up to one fresh initial sync.
 async fn followed_is_fresh(engine: Engine) {
-    let server = Homeserver::start(engine).await;
+    let server = Arc::new(Homeserver::start(engine).await);
     let mut config =
         Config { max_shrink_iters: 80, failure_persistence: None, rng_seed: RngSeed::Fixed(SEED), ..Config::default() };
     if env::var_os("PROPTEST_CASES").is_none() {
         config.cases = CASES;
     }
-    let case = Cell::new(0);
-    let result = tokio::task::block_in_place(|| {
+    let theirs = Arc::clone(&server);
+    let runtime = Handle::current();
+    let playing = tokio::task::spawn_blocking(move || {
+        let case = Cell::new(0);
         TestRunner::new(config).run(&story(), |story| {
             case.set(case.get() + 1);
-            Handle::current().block_on(play(&server, case.get(), story));
+            runtime.block_on(play(&theirs, case.get(), story));
             Ok(())
         })
     });
+    let result = playing.await.expect("the runner catches what panics");
     if let Err(failure) = result {
         panic!("{failure}");
     }

@@ -34,6 +34,7 @@ pub(crate) struct Accounts {
     run: String,
     concurrency: usize,
     crowd: Vec<Session>,
+    numbered: usize,
     named: BTreeMap<String, Session>,
 }
 
@@ -47,13 +48,16 @@ impl Accounts {
     /// No accounts yet. `run` tells this run's user names from those of others on the same server; at most
     /// `concurrency` registrations are under way at once.
     pub(crate) fn new(server: Arc<Homeserver>, registration: Registration, run: String, concurrency: usize) -> Self {
-        Self { server, registration, run, concurrency, crowd: Vec::new(), named: BTreeMap::new() }
+        Self { server, registration, run, concurrency, crowd: Vec::new(), numbered: 0, named: BTreeMap::new() }
     }
 
     /// The first `count` of the crowd, the same ones whenever they are asked for.
     pub(crate) async fn crowd(&mut self, count: usize) -> anyhow::Result<Vec<Session>> {
-        let missing = self.crowd.len()..count.max(self.crowd.len());
-        let new: Vec<Session> = stream::iter(missing)
+        let missing = count.saturating_sub(self.crowd.len());
+        // A number is used once, even if registering fails halfway and is tried again for the next scenario.
+        let numbers = self.numbered..self.numbered + missing;
+        self.numbered = numbers.end;
+        let new: Vec<Session> = stream::iter(numbers)
             .map(|number| self.register(format!("load-{}-{number}", self.run)))
             .buffered(self.concurrency)
             .try_collect()
@@ -139,6 +143,8 @@ struct Challenge {
     flows: Vec<Flow>,
     #[serde(default)]
     completed: Vec<String>,
+    /// Why the stage before was not passed.
+    errcode: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -151,6 +157,9 @@ impl Challenge {
     fn answer(&self, token: Option<&str>) -> anyhow::Result<Value> {
         const DUMMY: &str = "m.login.dummy";
         const TOKEN: &str = "m.login.registration_token";
+        if let Some(errcode) = &self.errcode {
+            bail!("the server does not accept the stage: {errcode}");
+        }
         let can_do = |stage: &String| stage == DUMMY || (stage == TOKEN && token.is_some());
         let stage = self
             .flows
@@ -199,6 +208,15 @@ mod tests {
         assert_eq!(first, json!({ "type": "m.login.registration_token", "session": "s", "token": "t" }));
         let second = challenge(flows, json!(["m.login.registration_token"])).answer(Some("t")).unwrap();
         assert_eq!(second, json!({ "type": "m.login.dummy", "session": "s" }));
+    }
+
+    /// A stage that failed is not tried again: a wrong token stays wrong.
+    #[test]
+    fn a_failed_stage_ends_registration() {
+        let flows = json!([{ "stages": ["m.login.registration_token"] }]);
+        let failed = Challenge { errcode: Some("M_UNAUTHORIZED".to_owned()), ..challenge(flows, json!([])) };
+        let error = failed.answer(Some("wrong")).unwrap_err();
+        assert!(error.to_string().contains("M_UNAUTHORIZED"), "{error}");
     }
 
     /// Without a token, a server that asks for one cannot be used.

@@ -18,8 +18,12 @@ use crate::{
 type Cpu = BTreeMap<String, Duration>;
 type MemoryByName = BTreeMap<String, Memory>;
 
-/// Reading `smaps_rollup` walks a process's page tables, so that reading it often would slow the server down.
-const MEMORY_INTERVAL: Duration = Duration::from_millis(500);
+/// Reading `smaps_rollup` walks a process's page tables, so that reading it often would slow the server down: there is
+/// at least this time between readings, and
+const MEMORY_INTERVAL_MIN: Duration = Duration::from_secs(1);
+
+/// at least so many times what the last one took, which bounds readings to one part in so many of a core.
+const MEMORY_REST: u32 = 50;
 
 /// Watches the server's processes.
 #[derive(Debug)]
@@ -170,9 +174,12 @@ impl Sampler {
         let thread = thread::spawn(move || {
             let mut peak = Peak::default();
             loop {
+                let begun = Instant::now();
                 peak.raise(processes.memory()?);
-                // A dropped sender ends the thread as well.
-                if stopped.recv_timeout(MEMORY_INTERVAL) != Err(mpsc::RecvTimeoutError::Timeout) {
+                let rest = MEMORY_INTERVAL_MIN.max(begun.elapsed() * MEMORY_REST);
+                // The sender is dropped to end the thread, which then reads once more.
+                if stopped.recv_timeout(rest) != Err(mpsc::RecvTimeoutError::Timeout) {
+                    peak.raise(processes.memory()?);
                     return Ok(peak);
                 }
             }

@@ -133,7 +133,7 @@ pub(crate) struct Options {
     pub(crate) process_tree: Vec<NamedPid>,
 
     /// Seconds for one answer, besides the time that a poll may wait.
-    #[arg(long, global = true, default_value_t = 60, help_heading = "Bounds")]
+    #[arg(long, global = true, default_value_t = 120, help_heading = "Bounds")]
     request_seconds: u64,
     /// Seconds for one scenario with its preparation.
     #[arg(long, global = true, default_value_t = 900, help_heading = "Bounds")]

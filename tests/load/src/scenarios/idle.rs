@@ -15,8 +15,12 @@ use crate::{
     run::Run,
 };
 
-/// Polls that are held while memory is read.
+/// How long polls are held while memory is read. Servers may cut a longer wait.
 const HELD: Duration = Duration::from_secs(30);
+
+/// The time over which the first polls of a round begin. A thousand at the same instant would overflow the queue of
+/// connections that wait to be accepted, and measure that instead of idleness.
+const RAMP: Duration = Duration::from_secs(15);
 
 pub(super) async fn run(run: &mut Run) -> anyhow::Result<Outcome> {
     let polls = run.options.polls;
@@ -41,9 +45,10 @@ pub(super) async fn run(run: &mut Run) -> anyhow::Result<Outcome> {
     let measurement = run.watch.begin().await?;
     let mut tasks = JoinSet::new();
     let (rounds, poll_ms) = (run.options.rounds, run.options.poll_ms());
-    for mut poller in pollers {
+    for (mut poller, begin) in pollers.into_iter().zip(ramp(polls)) {
         let poll_ms = poll_ms.clone();
         tasks.spawn(async move {
+            tokio::time::sleep(begin).await;
             for _ in 0..rounds {
                 let wait = Duration::from_millis(poller.rng.random_range(poll_ms.clone()));
                 poller.poll(wait).await;
@@ -87,6 +92,11 @@ async fn first_tokens(people: &[Session], concurrency: usize) -> anyhow::Result<
         .context("first /sync")
 }
 
+/// When each of so many begins.
+fn ramp(count: usize) -> impl Iterator<Item = Duration> {
+    (0..count).map(move |number| RAMP.mul_f64(number as f64 / count as f64))
+}
+
 /// Lets each poll once, a few at a time, so that what a server keeps for each of its users is there before memory is
 /// read, while connections for all are not.
 async fn warm_up(pollers: Vec<Poller>, concurrency: usize) -> Vec<Poller> {
@@ -102,7 +112,8 @@ async fn warm_up(pollers: Vec<Poller>, concurrency: usize) -> Vec<Poller> {
 
 /// Holds all polls at once and reads how much memory that takes, connections included.
 async fn hold(watch: &Watch, pollers: Vec<Poller>) -> anyhow::Result<(Option<f64>, Vec<Poller>)> {
-    const REST_AT_END: Duration = Duration::from_secs(5);
+    // From the last beginning to the first end.
+    const ALL_HELD: Duration = HELD.saturating_sub(RAMP);
     let sum = |memory: std::collections::BTreeMap<String, crate::processes::Memory>| -> u64 {
         memory.values().map(|memory| memory.pss).sum()
     };
@@ -110,14 +121,15 @@ async fn hold(watch: &Watch, pollers: Vec<Poller>) -> anyhow::Result<(Option<f64
     let before = watch.memory()?.map(sum);
     let count = pollers.len();
     let mut tasks = JoinSet::new();
-    for mut poller in pollers {
+    for (mut poller, begin) in pollers.into_iter().zip(ramp(count)) {
         tasks.spawn(async move {
+            tokio::time::sleep(begin).await;
             poller.poll(HELD).await;
             poller
         });
     }
-    // Answers come no sooner than after `HELD`; the server is quiet, or as quiet as it gets, well before.
-    let quiet = tokio::time::timeout(HELD - REST_AT_END, watch.settle()).await;
+    tokio::time::sleep(RAMP).await;
+    let quiet = tokio::time::timeout(ALL_HELD * 2 / 3, watch.settle()).await;
     if let Ok(settled) = quiet {
         settled?;
     }
