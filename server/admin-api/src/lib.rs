@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use axum::{Router, routing::get};
 use myelin_accounts::Accounts;
-use myelin_http::{LayerOptions, RateLimiter, layers_with};
+use myelin_http::{RateLimiter};
 
 /// The state of the router.
 #[derive(Clone)]
@@ -19,8 +19,6 @@ pub struct AdminServices {
     pub accounts: Arc<Accounts>,
     /// How often one may ask.
     pub rate_limiter: Arc<RateLimiter>,
-    /// How long a request may take.
-    pub layers: LayerOptions,
 }
 
 impl std::fmt::Debug for AdminServices {
@@ -29,12 +27,9 @@ impl std::fmt::Debug for AdminServices {
     }
 }
 
-/// All endpoints, with what surrounds them.
+/// All endpoints, to be closed by [`myelin_http::layers`] together with what else the listener answers.
 pub fn router(services: AdminServices) -> Router {
-    layers_with(routes(Router::new()), services.layers).with_state(services)
-}
-
-/// All endpoints, for a router that has others too.
-pub fn routes(router: Router<AdminServices>) -> Router<AdminServices> {
-    router.route("/_synapse/admin/v1/register", get(register::nonce).post(register::register))
+    Router::new()
+        .route("/_synapse/admin/v1/register", get(register::nonce).post(register::register))
+        .with_state(services)
 }

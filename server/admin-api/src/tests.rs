@@ -5,7 +5,7 @@ use hmac::{Hmac, Mac as _};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt as _;
 use myelin_accounts::{Accounts, AccountsOptions, PasswordCost};
-use myelin_http::{LayerOptions, RateLimiter, RateLimits};
+use myelin_http::{RateLimiter, RateLimits, layers};
 use myelin_store::testing::Fresh;
 use ruma::owned_server_name;
 use serde_json::{Value, json};
@@ -29,9 +29,8 @@ async fn on_both(secret: Option<&str>, test: impl AsyncFn(&Router, &Accounts)) {
         let services = AdminServices {
             accounts: accounts.clone(),
             rate_limiter: Arc::new(RateLimiter::new(&RateLimits::OFF).unwrap()),
-            layers: LayerOptions::default(),
         };
-        test(&router(services), &accounts).await;
+        test(&layers(router(services)), &accounts).await;
         store.close().await;
     }
 }

@@ -19,11 +19,9 @@ mod testing;
 mod uiaa;
 
 use axum::Router;
-use myelin_http::layers_with;
-
 pub use self::{rooms::RoomProfiles, services::Services};
 
-/// All endpoints, with what surrounds them: CORS, request ids, metrics, deadlines, the answers for what is not there.
+/// All endpoints, to be closed by [`myelin_http::layers`] together with what else the listener answers.
 pub fn router(services: Services) -> Router {
     let modules = [
         account::routes,
@@ -36,6 +34,5 @@ pub fn router(services: Services) -> Router {
         session::routes,
         sync::routes,
     ];
-    let router = modules.into_iter().fold(Router::new(), |router, routes| routes(router));
-    layers_with(router, services.layers).with_state(services)
+    modules.into_iter().fold(Router::new(), |router, routes| routes(router)).with_state(services)
 }

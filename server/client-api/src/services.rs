@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use myelin_accounts::{Accounts, SessionError};
-use myelin_http::{AuthError, Authenticator, Credentials, LayerOptions, RateLimiter, Session, Standing};
+use myelin_http::{AuthError, Authenticator, Credentials, RateLimiter, Session, Standing};
 use myelin_media::Media;
 use myelin_rooms::Rooms;
 use myelin_store::Store;
@@ -24,8 +24,6 @@ pub struct Services {
     pub media: Arc<Media>,
     /// How often one may ask.
     pub rate_limiter: Arc<RateLimiter>,
-    /// How long a request may take.
-    pub layers: LayerOptions,
 }
 
 impl Authenticator for Services {

@@ -4,7 +4,7 @@ use axum::{Router, body::Body};
 use http::{HeaderName, Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use myelin_accounts::{Accounts, AccountsOptions, NewDevice, NewUser, PasswordCost};
-use myelin_http::{LayerOptions, RateLimiter, RateLimits};
+use myelin_http::{RateLimiter, RateLimits, layers};
 use myelin_media::{Media, MediaOptions};
 use myelin_rooms::Rooms;
 use myelin_store::testing::Fresh;
@@ -136,11 +136,10 @@ pub(crate) async fn on_both(test: impl AsyncFn(&Server)) {
             rooms,
             media: Media::open(store.clone(), media).await.unwrap(),
             rate_limiter: Arc::new(RateLimiter::new(&RateLimits::OFF).unwrap()),
-            layers: LayerOptions::default(),
             store: store.clone(),
         };
         services.accounts.observe(Arc::new(RoomProfiles::new(services.rooms.clone())));
-        let server = Server { router: router(services.clone()), services, _folder: folder };
+        let server = Server { router: layers(router(services.clone())), services, _folder: folder };
         Box::pin(test(&server)).await;
         store.close().await;
     }

@@ -31,6 +31,9 @@ enum Command {
     /// Look after the configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Look after accounts.
+    #[command(subcommand)]
+    User(user::UserCommand),
     /// Print the version.
     Version,
 }
@@ -73,6 +76,7 @@ pub(crate) fn run() -> ExitCode {
         None => cli.serve.run(),
         Some(Command::Serve(serve)) => serve.run(),
         Some(Command::Config(command)) => command.run(),
+        Some(Command::User(command)) => command.run(),
         Some(Command::Version) => print(concat!("myelin ", env!("CARGO_PKG_VERSION"), "\n")),
     };
     match result {

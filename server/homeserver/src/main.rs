@@ -2,10 +2,11 @@
 
 mod cli;
 mod exit;
+mod gauges;
 mod health;
 mod landing;
 mod listener;
-mod registration_token;
+mod parts;
 mod serve;
 mod well_known;
 

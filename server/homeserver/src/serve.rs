@@ -5,13 +5,14 @@ use std::{
 };
 
 use anyhow::Context as _;
-use axum::{Router, response::IntoResponse, routing::get};
-use http::header::CONTENT_TYPE;
+use axum::{Router, routing::get};
+use myelin_admin_api::AdminServices;
+use myelin_http::layers_with;
 use myelin_process::{
-    config::{Config, Listener, Resource, Secret},
+    config::{Config, Listener, Resource},
     limits,
     logs::{self, Logs},
-    metrics, notify,
+    notify,
     shutdown::{Shutdown, Signal, Signals},
 };
 use tokio::{net::TcpListener, sync::Semaphore};
@@ -19,8 +20,11 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use crate::{
     cli::{self, ConfigFiles},
     exit::{Exit, Failure},
+    gauges,
     health::{self, Health},
-    landing, listener, registration_token, well_known,
+    landing, listener,
+    parts::{self, Parts},
+    well_known,
 };
 
 /// Open files that are kept for the database, media and outgoing requests; the others may be connections.
@@ -31,6 +35,7 @@ const CONNECTIONS_MIN: u64 = 64;
 /// What the routers are made of.
 struct Services {
     config: Config,
+    parts: Arc<Parts>,
     health: Health,
 }
 
@@ -44,15 +49,18 @@ pub(crate) async fn serve(files: ConfigFiles, mut config: Config) -> Result<(), 
     let signals = Signals::listen().context("listen for signals").map_err(|error| Failure::new(Exit::System, error))?;
     let connections = connections_max();
     make_data_dir(&config)?;
-    let token = registration_token::load_or_make(&config).map_err(|error| Failure::new(Exit::CannotCreate, error))?;
 
     let shutdown = Shutdown::new();
+    // A port that is taken is known at once, a database that is away after some seconds.
     let listeners = bind_all(&config.listeners)?;
     // Port 0 is any free port: from here on the address is the one that it became.
     for (settings, (_, _, address)) in config.listeners.iter_mut().zip(&listeners) {
         settings.address = *address;
     }
-    let services = Services { health: Health::new(shutdown.clone(), Vec::new()), config };
+    let parts = Arc::new(Parts::open(&config).await?);
+    parts.start(&shutdown);
+    let health = Health::new(shutdown.clone(), vec![("database", parts.database_probe())]);
+    let services = Services { health, parts: Arc::clone(&parts), config };
     let room = Arc::new(Semaphore::new(connections));
     for (listener, resources, address) in listeners {
         tracing::info!(listener.address = %address, "listening on {address} for {}", names(&resources));
@@ -61,26 +69,47 @@ pub(crate) async fn serve(files: ConfigFiles, mut config: Config) -> Result<(), 
     }
     notify::watchdog(&shutdown);
     notify::ready();
-    greet(&files, &services.config, token.as_ref())?;
+    greet(&files, &services)?;
 
-    run_until_told(signals, &files, &logs).await;
-    stop(&shutdown, services.config.limits.shutdown()).await
+    run_until_told(signals, &files, &logs, &parts).await;
+    let stopped = stop(&shutdown, services.config.limits.shutdown()).await;
+    parts.close().await;
+    stopped?;
+    tracing::info!("stopped");
+    Ok(())
 }
 
 /// What a listener with these resources answers.
 fn resources_router(services: &Services, resources: &[Resource]) -> Router {
-    resources.iter().fold(Router::new(), |router, resource| match resource {
-        Resource::Client => router.merge(landing::routes(&services.config, services.health.clone())),
+    let router = resources.iter().fold(Router::new(), |router, resource| match resource {
+        Resource::Client => router
+            .merge(landing::routes(&services.config, services.health.clone()))
+            .merge(myelin_client_api::router(client_services(&services.parts))),
         Resource::WellKnown => router.merge(well_known::routes(&services.config)),
         Resource::Health => router.merge(health::routes(services.health.clone())),
-        Resource::Metrics => router.route("/metrics", get(show_metrics)),
-        // They come with later releases; `config check` and the log say so.
-        Resource::Federation | Resource::Admin => router,
-    })
+        Resource::Metrics => {
+            let parts = Arc::clone(&services.parts);
+            router.route("/metrics", get(async move || gauges::show(&parts)))
+        }
+        Resource::Admin => router.merge(myelin_admin_api::router(AdminServices {
+            accounts: Arc::clone(&services.parts.accounts),
+            rate_limiter: Arc::clone(&services.parts.rate_limiter),
+        })),
+        // It comes with a later release; `config check` and the log say so.
+        Resource::Federation => router,
+    });
+    layers_with(router, parts::layer_options(&services.config))
 }
 
-async fn show_metrics() -> impl IntoResponse {
-    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render())
+fn client_services(parts: &Parts) -> myelin_client_api::Services {
+    myelin_client_api::Services {
+        store: Arc::clone(&parts.store),
+        accounts: Arc::clone(&parts.accounts),
+        rooms: Arc::clone(&parts.rooms),
+        sync: Arc::clone(&parts.sync),
+        media: Arc::clone(&parts.media),
+        rate_limiter: Arc::clone(&parts.rate_limiter),
+    }
 }
 
 /// How many connections there may be at once.
@@ -141,18 +170,17 @@ fn names(resources: &[Resource]) -> String {
 
 /// Tells who tries it out what to do next. Who wrote a configuration file knows, and a service's output is a log, in
 /// which a token has no place.
-fn greet(files: &ConfigFiles, config: &Config, token: Option<&Secret>) -> Result<(), Failure> {
+fn greet(files: &ConfigFiles, services: &Services) -> Result<(), Failure> {
     if !files.paths.is_empty() {
-        if token.is_some() && config.registration.token.is_none() && config.registration.token_file.is_none() {
-            let path = registration_token::path(config);
-            tracing::info!("the registration token is in {}", path.display());
-        }
         return Ok(());
     }
-    cli::print(&greeting(config, token))
+    let registration = &services.config.registration;
+    let token = services.parts.accounts.registration_token();
+    let token = (registration.enabled && registration.require_token).then_some(token);
+    cli::print(&greeting(&services.config, token))
 }
 
-fn greeting(config: &Config, token: Option<&Secret>) -> String {
+fn greeting(config: &Config, token: Option<&str>) -> String {
     let baseurl = config.client_baseurl();
     let mut text = format!("\nMyelin {} is running, as {}.\n\n", env!("CARGO_PKG_VERSION"), config.server_name);
     let mut line = |name: &str, value: &str| {
@@ -164,7 +192,7 @@ fn greeting(config: &Config, token: Option<&Secret>) -> String {
     }
     line("data", &config.data_dir.display().to_string());
     if let Some(token) = token {
-        line("registration token", token.expose());
+        line("registration token", token);
     }
     text.push_str(&format!(
         "\nNext: open {baseurl} in a browser; it says how to connect a client. Ctrl+C stops the server.\n\
@@ -174,10 +202,10 @@ fn greeting(config: &Config, token: Option<&Secret>) -> String {
 }
 
 /// Runs until a signal asks for the end, and reads the configuration again when one asks for that.
-async fn run_until_told(mut signals: Signals, files: &ConfigFiles, logs: &Logs) {
+async fn run_until_told(mut signals: Signals, files: &ConfigFiles, logs: &Logs, parts: &Parts) {
     loop {
         match signals.next().await {
-            Signal::Reload => reload(files, logs),
+            Signal::Reload => reload(files, logs, parts),
             signal @ (Signal::Terminate | Signal::Interrupt) => {
                 tracing::info!("stopping, told by {signal}");
                 tokio::spawn(leave_at_second_signal(signals));
@@ -188,18 +216,24 @@ async fn run_until_told(mut signals: Signals, files: &ConfigFiles, logs: &Logs) 
 }
 
 /// Takes over what can change without a restart. A configuration with mistakes changes nothing.
-fn reload(files: &ConfigFiles, logs: &Logs) {
+fn reload(files: &ConfigFiles, logs: &Logs, parts: &Parts) {
     notify::reloading();
-    match files.load().and_then(|config| {
-        logs.set_level(&config.log.level).map_err(|error| Failure::new(Exit::Config, error))?;
-        Ok(config)
-    }) {
-        Ok(config) => {
-            tracing::info!(log.level = config.log.level, "read the configuration again; the log level counts")
-        }
+    match take_over(files, logs, parts) {
+        Ok(config) => tracing::info!(
+            log.level = config.log.level,
+            "read the configuration again; the log level and the rate limits count"
+        ),
         Err(failure) => tracing::error!("the configuration is not read again: {failure}"),
     }
     notify::ready();
+}
+
+fn take_over(files: &ConfigFiles, logs: &Logs, parts: &Parts) -> Result<Config, Failure> {
+    let config = files.load()?;
+    let refuse = |error: anyhow::Error| Failure::new(Exit::Config, error);
+    parts.rate_limiter.reload(&parts::rate_limits(&config)).map_err(|error| refuse(error.into()))?;
+    logs.set_level(&config.log.level).map_err(|error| refuse(error.into()))?;
+    Ok(config)
 }
 
 /// Who asks twice does not want to wait.
@@ -214,10 +248,7 @@ async fn leave_at_second_signal(mut signals: Signals) {
 async fn stop(shutdown: &Shutdown, time: Duration) -> Result<(), Failure> {
     notify::stopping();
     match shutdown.close(time).await {
-        Ok(()) => {
-            tracing::info!("stopped");
-            Ok(())
-        }
+        Ok(()) => Ok(()),
         Err(unfinished) => Err(Failure::new(Exit::Unfinished, unfinished)
             .hint("What was acknowledged is safe. limits.shutdown_seconds is the time that requests have to finish.")),
     }
@@ -225,40 +256,46 @@ async fn stop(shutdown: &Shutdown, time: Duration) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use axum::body::Body;
     use http::{Request, StatusCode};
     use myelin_process::{
-        config::{Config, Resource, Secret},
+        config::{Config, Resource},
         shutdown::Shutdown,
     };
     use tower::ServiceExt as _;
 
-    use super::{Exit, Health, Services};
-
-    async fn status(resources: &[Resource], path: &str) -> StatusCode {
-        let services =
-            Services { config: Config::embedded_default(), health: Health::new(Shutdown::new(), Vec::new()) };
-        let request = Request::get(path).body(Body::empty()).unwrap();
-        super::resources_router(&services, resources).oneshot(request).await.unwrap().status()
-    }
+    use super::{Exit, Health, Parts, Services};
 
     /// A listener answers for its resources and for nothing else: metrics are not for everybody.
     #[tokio::test]
     async fn resources_are_apart() {
-        use Resource::{Admin, Client, Federation, Health, Metrics, WellKnown};
+        use Resource::{Admin, Client, Federation, Health as HealthChecks, Metrics, WellKnown};
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { data_dir: folder.path().to_owned(), ..Config::embedded_default() };
+        let parts = Arc::new(Parts::open(&config).await.unwrap());
+        let services = Services { config, parts, health: Health::new(Shutdown::new(), Vec::new()) };
+        let status = async |resources: &[Resource], path: &str| {
+            let request = Request::get(path).body(Body::empty()).unwrap();
+            super::resources_router(&services, resources).oneshot(request).await.unwrap().status()
+        };
         let paths = [
             (Client, "/"),
+            (Client, "/_matrix/client/versions"),
             (WellKnown, "/.well-known/matrix/client"),
-            (Health, "/health/ready"),
+            (HealthChecks, "/health/ready"),
             (Metrics, "/metrics"),
         ];
+        let all = [Client, WellKnown, HealthChecks, Metrics, Federation, Admin];
         for (own, path) in paths {
-            for other in [Client, WellKnown, Health, Metrics, Federation, Admin] {
+            for other in all {
                 let expected = if own == other { StatusCode::OK } else { StatusCode::NOT_FOUND };
                 assert_eq!(status(&[other], path).await, expected, "{path} of {other}");
             }
+            assert_eq!(status(&all, path).await, StatusCode::OK);
         }
-        assert_eq!(status(&[Client, WellKnown, Health, Metrics], "/metrics").await, StatusCode::OK);
+        services.parts.close().await;
     }
 
     /// A port that is taken is named, with the code for it and a way to find who has it.
@@ -285,8 +322,7 @@ mod tests {
     /// Who starts it without a file learns where it is and the token.
     #[test]
     fn greeting_has_the_next_step() {
-        let token = Secret::new("come-on-in".to_owned());
-        let text = super::greeting(&Config::embedded_default(), Some(&token));
+        let text = super::greeting(&Config::embedded_default(), Some("come-on-in"));
         assert!(text.contains("http://localhost:8008/") && text.contains("come-on-in") && text.contains("Next:"));
     }
 }

@@ -11,9 +11,6 @@ use serde::de::IgnoredAny;
 
 use crate::ApiError;
 
-/// How many bytes of JSON a request may bring, unless its route says otherwise.
-pub const JSON_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
-
 /// Reads a whole request body of at most `bytes_max` bytes; a larger one is refused with `M_TOO_LARGE`, before it is
 /// read where it announces its length.
 pub async fn read_body(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {

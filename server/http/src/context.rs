@@ -38,18 +38,29 @@ impl fmt::Display for RequestId {
 #[derive(Debug)]
 pub struct RequestContext {
     id: RequestId,
+    json_body_bytes_max: usize,
     deadline_ms: AtomicU64,
     is_long_poll: AtomicBool,
 }
 
 impl RequestContext {
-    pub(crate) fn new(id: RequestId, deadline: Duration) -> Self {
-        Self { id, deadline_ms: AtomicU64::new(to_ms(deadline)), is_long_poll: AtomicBool::new(false) }
+    pub(crate) fn new(id: RequestId, deadline: Duration, json_body_bytes_max: usize) -> Self {
+        Self {
+            id,
+            json_body_bytes_max,
+            deadline_ms: AtomicU64::new(to_ms(deadline)),
+            is_long_poll: AtomicBool::new(false),
+        }
     }
 
     /// The request's id.
     pub fn id(&self) -> RequestId {
         self.id
+    }
+
+    /// How many bytes of JSON a request may bring, unless its route says otherwise.
+    pub(crate) fn json_body_bytes_max(&self) -> usize {
+        self.json_body_bytes_max
     }
 
     /// Gives this request another deadline, counted from its start.

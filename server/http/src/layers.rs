@@ -35,18 +35,20 @@ const UNMATCHED: &str = "unmatched";
 /// The status that counts a request whose client left before the answer.
 const CLIENT_LEFT: &str = "499";
 
-/// The times that [`layers_with`] measures requests by.
+/// The bounds that [`layers_with`] sets on every request.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerOptions {
     /// A handler that has not answered by then is stopped and answered for with 503. Long polls have no deadline.
     pub deadline: Duration,
     /// A request that took longer is named in the log. Long polls are not.
     pub slow: Duration,
+    /// How many bytes of JSON a request may bring, unless its route says otherwise.
+    pub json_body_bytes_max: usize,
 }
 
 impl Default for LayerOptions {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(60), slow: Duration::from_secs(1) }
+        Self { deadline: Duration::from_secs(60), slow: Duration::from_secs(1), json_body_bytes_max: 1024 * 1024 }
     }
 }
 
@@ -98,7 +100,11 @@ impl<S: Service<Request, Response = Response, Error = Infallible>> Service<Reque
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let context = Arc::new(RequestContext::new(RequestId::next(), self.options.deadline));
+        let context = Arc::new(RequestContext::new(
+            RequestId::next(),
+            self.options.deadline,
+            self.options.json_body_bytes_max,
+        ));
         let record = Record::start(&request);
         let span = tracing::info_span!(
             "request",

@@ -36,7 +36,7 @@ mod session;
 mod tests;
 
 pub use self::{
-    body::{JSON_BODY_BYTES_MAX, read_body},
+    body::read_body,
     context::{RequestContext, RequestId},
     error::{ApiError, BoxError},
     layers::{LayerOptions, layers, layers_with},

@@ -15,7 +15,7 @@ use ruma::{
 };
 
 use crate::{
-    ApiError, Authenticator, JSON_BODY_BYTES_MAX, LimitKind, RouteOptions, Scheme, Session, Standing,
+    ApiError, Authenticator, LayerOptions, LimitKind, RequestContext, RouteOptions, Scheme, Session, Standing,
     body::{json_object, read_body},
     route::BodyFormat,
     session::{Token, client_address, identify},
@@ -126,7 +126,11 @@ async fn receive<S: Authenticator, C>(
     check_ids(&path)?;
 
     let body = if endpoint.has_body {
-        let body = read_body(&parts.headers, body, options.body_bytes_max.unwrap_or(JSON_BODY_BYTES_MAX)).await?;
+        let bytes_max = options.body_bytes_max.unwrap_or_else(|| {
+            let context = parts.extensions.get::<Arc<RequestContext>>();
+            context.map_or(LayerOptions::default().json_body_bytes_max, |context| context.json_body_bytes_max())
+        });
+        let body = read_body(&parts.headers, body, bytes_max).await?;
         match options.body_format {
             BodyFormat::Json => json_object(body)?,
             BodyFormat::Raw => body,

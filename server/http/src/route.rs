@@ -30,7 +30,7 @@ pub(crate) enum BodyFormat {
 }
 
 impl RouteOptions {
-    /// A route like most: JSON of at most [`JSON_BODY_BYTES_MAX`](crate::JSON_BODY_BYTES_MAX), the usual deadline,
+    /// A route like most: JSON of at most [`LayerOptions::json_body_bytes_max`](crate::LayerOptions), the usual deadline,
     /// and [`LimitKind::Other`] where the specification says that the endpoint is rate-limited.
     pub fn new() -> Self {
         Self::default()

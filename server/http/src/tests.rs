@@ -289,7 +289,7 @@ async fn tokens_are_checked() {
 /// A caller without a right token hears of the token, whatever else is wrong with the request.
 #[tokio::test]
 async fn authentication_comes_first() {
-    let huge = vec![b'x'; JSON_BODY_BYTES_MAX + 1];
+    let huge = vec![b'x'; LayerOptions::default().json_body_bytes_max + 1];
     one("PUT", SEND, "", huge.clone()).await.is(401, "M_MISSING_TOKEN");
     one("PUT", SEND, "wrong", huge).await.is(401, "M_UNKNOWN_TOKEN");
     one("POST", &format!("{JOIN}/nonsense"), "", "{").await.is(401, "M_MISSING_TOKEN");
@@ -383,7 +383,7 @@ async fn an_empty_body_is_an_empty_object() {
 /// A body over the route's limit is refused whether or not it announces its length.
 #[tokio::test]
 async fn bodies_are_limited() {
-    let huge = format!(r#"{{"body":"{}"}}"#, "x".repeat(JSON_BODY_BYTES_MAX));
+    let huge = format!(r#"{{"body":"{}"}}"#, "x".repeat(LayerOptions::default().json_body_bytes_max));
     one("PUT", SEND, "good", huge.clone()).await.is(413, "M_TOO_LARGE");
     let chunks = Bytes::from(huge);
     let chunks: Vec<_> =
@@ -568,7 +568,7 @@ async fn a_fault_is_logged_once_and_without_secrets() {
 async fn handlers_have_a_deadline_unless_they_wait_on_purpose() {
     let logs = Logs::default();
     let _guard = logs.start();
-    let options = LayerOptions { deadline: Duration::from_millis(50), slow: Duration::from_millis(20) };
+    let options = LayerOptions { deadline: Duration::from_millis(50), slow: Duration::from_millis(20), ..LayerOptions::default() };
     let router = router(RateLimits::OFF, options);
     let started = Instant::now();
     let uri = "/_matrix/client/v3/sync?timeout=200";

@@ -12,7 +12,7 @@ section! {
         /// Who registers must know the registration token. With `false`, anyone may register.
         pub require_token: bool = true,
         /// The registration token: 1 to 64 letters, digits, `.`, `_`, `~` or `-`. Unset: one is made at the first
-        /// start, kept in the file `registration_token` of the data folder, and printed.
+        /// start and kept in the database; `myelin user registration-token` prints it.
         pub token: Option<Secret> = None => "\"come-on-in\"",
         /// A file that holds the token, instead of `token`.
         pub token_file: Option<PathBuf> = None => "\"/etc/myelin/registration_token\"",

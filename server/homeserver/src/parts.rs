@@ -1,0 +1,214 @@
+//! What a server is made of, opened and closed in order.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use futures_util::FutureExt as _;
+use myelin_accounts::{Accounts, AccountsOptions};
+use myelin_client_api::RoomProfiles;
+use myelin_http::{LayerOptions, RateLimit, RateLimiter, RateLimits};
+use myelin_media::{Media, MediaOptions};
+use myelin_process::{
+    config::{self, Config, Secret, SecretError},
+    shutdown::Shutdown,
+};
+use myelin_rooms::Rooms;
+use myelin_store::{DatabaseOptions, Error, Store, StoreOptions};
+use myelin_sync::{Sync, SyncOptions};
+use ruma::signatures::Ed25519KeyPair;
+use url::Url;
+
+use crate::{
+    exit::{Exit, Failure},
+    health::Probe,
+};
+
+/// A handler that takes longer than this is named in the log.
+const SLOW: Duration = Duration::from_secs(1);
+/// The share of `cache.memory` that sessions and filters have; the store has the others.
+const ACCOUNTS_SHARE: u64 = 8;
+
+/// The capabilities, all open.
+pub(crate) struct Parts {
+    pub(crate) store: Arc<Store>,
+    pub(crate) accounts: Arc<Accounts>,
+    pub(crate) rooms: Arc<Rooms>,
+    pub(crate) sync: Arc<Sync>,
+    pub(crate) media: Arc<Media>,
+    pub(crate) rate_limiter: Arc<RateLimiter>,
+}
+
+impl Parts {
+    /// Opens everything.
+    pub(crate) async fn open(config: &Config) -> Result<Self, Failure> {
+        let rate_limiter = RateLimiter::new(&rate_limits(config)).map_err(|error| Failure::new(Exit::Config, error))?;
+        let store = open_store(config).await?;
+        let (version, document) = store.signing_key().await.map_err(|error| unavailable(config, error))?;
+        let key = Ed25519KeyPair::from_der(&document, version)
+            .map_err(|error| Failure::new(Exit::Software, anyhow!("the signing key in the database is damaged: {error}")))?;
+        let rooms = Rooms::new(Arc::clone(&store), config.server_name.clone(), key);
+        let accounts = open_accounts(config, Arc::clone(&store)).await?;
+        accounts.observe(Arc::new(RoomProfiles::new(Arc::clone(&rooms))));
+        let folder = config.data_dir.join("media");
+        let options = MediaOptions {
+            server_name: config.server_name.clone(),
+            folder: folder.clone(),
+            upload_bytes_max: config.media.max_upload_bytes,
+        };
+        let media = Media::open(Arc::clone(&store), options)
+            .await
+            .with_context(|| format!("open the folder of uploaded files {}", folder.display()))
+            .map_err(|error| Failure::new(Exit::CannotCreate, error))?;
+        let options =
+            SyncOptions { timeout_max: config.limits.max_sync_timeout(), presence: config.presence.enabled };
+        let sync = Sync::new(Arc::clone(&store), Arc::clone(&rooms), options);
+        Ok(Self { store, accounts, rooms, sync, media, rate_limiter: Arc::new(rate_limiter) })
+    }
+
+    /// Looks whether the database answers.
+    pub(crate) fn database_probe(&self) -> Probe {
+        let store = Arc::clone(&self.store);
+        Box::new(move || {
+            let store = Arc::clone(&store);
+            async move {
+                if store.database().is_reachable().await {
+                    return Ok(());
+                }
+                Err(anyhow!("the database does not answer; see that it runs and that database.url is right"))
+            }
+            .boxed()
+        })
+    }
+
+    /// Starts what runs beside requests.
+    pub(crate) fn start(&self, shutdown: &Shutdown) {
+        let limiter = Arc::clone(&self.rate_limiter);
+        let stop = shutdown.token();
+        shutdown.spawn(async move { stop.run_until_cancelled(limiter.keep_swept()).await });
+        // Those who wait for news are answered at once when the server stops.
+        let (sync, told) = (Arc::clone(&self.sync), shutdown.clone());
+        shutdown.spawn(async move {
+            told.draining().await;
+            sync.stop();
+        });
+    }
+
+    /// Writes down what is in memory alone and closes the database.
+    pub(crate) async fn close(&self) {
+        self.accounts.close().await;
+        self.store.close().await;
+    }
+}
+
+/// The bounds on each request.
+pub(crate) fn layer_options(config: &Config) -> LayerOptions {
+    LayerOptions {
+        deadline: config.limits.request_deadline(),
+        slow: SLOW,
+        json_body_bytes_max: usize::try_from(config.limits.max_body_bytes).unwrap_or(usize::MAX),
+    }
+}
+
+/// The configured rate limits.
+pub(crate) fn rate_limits(config: &Config) -> RateLimits {
+    let of = |limit: config::RateLimit| RateLimit { per_second: limit.per_second, burst: limit.burst };
+    let limits = &config.rate_limits;
+    RateLimits {
+        enabled: limits.enabled,
+        login: of(limits.login),
+        registration: of(limits.registration),
+        joins: of(limits.joins),
+        messages: of(limits.messages),
+        other: of(limits.other),
+    }
+}
+
+/// Opens the database, brings it up to date, and sees that it is this server's.
+pub(crate) async fn open_store(config: &Config) -> Result<Arc<Store>, Failure> {
+    let url = config.database_url().map_err(secret_failure)?;
+    let database =
+        DatabaseOptions { max_connections: config.database.max_connections, ..DatabaseOptions::new(url.expose()) };
+    let options = StoreOptions {
+        database,
+        server_name: config.server_name.to_string(),
+        cache_bytes: config.cache.memory - config.cache.memory / ACCOUNTS_SHARE,
+    };
+    Store::open(&options).await.map_err(|error| unavailable(config, error))
+}
+
+/// Opens the accounts in the database.
+pub(crate) async fn open_accounts(config: &Config, store: Arc<Store>) -> Result<Arc<Accounts>, Failure> {
+    let expose = |secret: Option<Secret>| secret.map(|secret| secret.expose().to_owned());
+    let options = AccountsOptions {
+        registration: config.registration.enabled,
+        require_registration_token: config.registration.require_token,
+        registration_token: expose(config.registration_token().map_err(secret_failure)?),
+        guest_access: config.registration.guest_access,
+        shared_secret: expose(config.registration_shared_secret().map_err(secret_failure)?),
+        cache_bytes: config.cache.memory / ACCOUNTS_SHARE,
+        ..AccountsOptions::new(config.server_name.clone())
+    };
+    Accounts::open(store, options).await.map_err(|error| match error {
+        myelin_accounts::Error::Store(error) => unavailable(config, error),
+        error => Failure::new(Exit::Software, error),
+    })
+}
+
+fn secret_failure(error: SecretError) -> Failure {
+    Failure::new(Exit::Config, error)
+}
+
+/// A database that cannot be used, with what to do about it.
+fn unavailable(config: &Config, error: Error) -> Failure {
+    let (exit, hint) = match &error {
+        Error::UnknownEngine => (Exit::Config, "Correct database.url.".to_owned()),
+        Error::CreateFolder { .. } => (
+            Exit::CannotCreate,
+            "Make the folder by hand and give it to the user that the server runs as, or set database.url.".to_owned(),
+        ),
+        Error::NewerDatabase { .. } => (
+            Exit::Config,
+            "Run that release or a newer one, or restore the backup from before the upgrade.".to_owned(),
+        ),
+        Error::ServerName { pinned, .. } => (
+            Exit::Config,
+            format!(
+                "A server's name can never change: set server_name = \"{pinned}\", or give the new name a database \
+                 of its own."
+            ),
+        ),
+        Error::MigrationLock => {
+            (Exit::Unavailable, "See what the other replica does; if it is gone, start again.".to_owned())
+        }
+        Error::Migrate(_) => (Exit::Unavailable, "Nothing was changed. Report this with the message.".to_owned()),
+        _ => (Exit::Unavailable, "See that the database runs and that database.url is right.".to_owned()),
+    };
+    let database = database_name(config);
+    Failure::new(exit, anyhow::Error::new(error).context(format!("open the database {database}"))).hint(hint)
+}
+
+/// The database's address without its password.
+fn database_name(config: &Config) -> String {
+    let shown = config.database_url().ok().and_then(|url| {
+        let mut url = Url::parse(url.expose()).ok()?;
+        url.set_query(None);
+        // A URL without a host has no password.
+        let _ = url.set_password(None);
+        Some(url.to_string())
+    });
+    shown.unwrap_or_else(|| "of database.url".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use myelin_process::config::{Config, Secret};
+
+    /// A database is named by its address, never with its password.
+    #[test]
+    fn a_password_is_not_shown() {
+        let mut config = Config::embedded_default();
+        assert_eq!(super::database_name(&config), "sqlite://./myelin-data/myelin.db");
+        config.database.url = Some(Secret::new("postgres://me:hunter2@10.0.0.1:5433/m?password=hunter2".to_owned()));
+        assert_eq!(super::database_name(&config), "postgres://me@10.0.0.1:5433/m");
+    }
+}
