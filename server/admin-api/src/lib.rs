@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use axum::{Router, routing::get};
 use myelin_accounts::Accounts;
-use myelin_http::{RateLimiter};
+use myelin_http::RateLimiter;
 
 /// The state of the router.
 #[derive(Clone)]

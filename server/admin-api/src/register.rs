@@ -84,7 +84,9 @@ fn refusal(error: Error) -> ApiError {
     match error {
         Error::Store(error) if error.is_unavailable() => ApiError::unavailable(error),
         Error::Busy => ApiError::limit_exceeded(Duration::from_secs(1)),
-        Error::SharedSecretDisabled | Error::WrongMac => ApiError::forbidden(error.to_string()),
+        Error::SharedSecretDisabled => ApiError::forbidden(error.to_string()),
+        // As the tools that use this endpoint know it.
+        Error::WrongMac => ApiError::new(StatusCode::FORBIDDEN, ErrorCode::Unknown, error.to_string()),
         Error::InvalidNonce => bad(ErrorCode::Unknown, error),
         Error::InvalidUsername => bad(ErrorCode::InvalidUsername, error),
         Error::UserInUse => bad(ErrorCode::UserInUse, error),

@@ -81,7 +81,7 @@ async fn refuses_strangers() {
         let (_, answer) = ask(router, "GET", "").await;
         let (status, wrong) =
             ask(router, "POST", &registration(answer["nonce"].as_str().unwrap(), "guess").to_string()).await;
-        assert_eq!((status, &wrong["errcode"]), (StatusCode::FORBIDDEN, &json!("M_FORBIDDEN")));
+        assert_eq!((status, &wrong["errcode"]), (StatusCode::FORBIDDEN, &json!("M_UNKNOWN")));
         for (body, errcode) in [("{", "M_NOT_JSON"), ("{}", "M_MISSING_PARAM"), ("[]", "M_BAD_JSON")] {
             let (status, refused) = ask(router, "POST", body).await;
             assert_eq!((status, &refused["errcode"]), (StatusCode::BAD_REQUEST, &json!(errcode)), "{body}");

@@ -44,6 +44,9 @@ impl From<myelin_rooms::Error> for Refusal {
 
 /// What a client is told when the store did not do what was asked.
 pub(crate) fn of_store(error: myelin_store::Error) -> ApiError {
+    if error.is_invalid_text() {
+        return ApiError::invalid_param("An identifier or a text has a NUL character, or is over its limit");
+    }
     if error.is_unavailable() { ApiError::unavailable(error) } else { ApiError::unknown(error) }
 }
 

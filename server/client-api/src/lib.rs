@@ -9,6 +9,7 @@ mod discovery;
 mod errors;
 mod filter;
 mod media;
+mod own;
 mod profile;
 mod rooms;
 mod services;
@@ -18,8 +19,8 @@ mod sync;
 mod testing;
 mod uiaa;
 
-use axum::Router;
 pub use self::{rooms::RoomProfiles, services::Services};
+use axum::Router;
 
 /// All endpoints, to be closed by [`myelin_http::layers`] together with what else the listener answers.
 pub fn router(services: Services) -> Router {

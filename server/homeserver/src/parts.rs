@@ -44,8 +44,9 @@ impl Parts {
         let rate_limiter = RateLimiter::new(&rate_limits(config)).map_err(|error| Failure::new(Exit::Config, error))?;
         let store = open_store(config).await?;
         let (version, document) = store.signing_key().await.map_err(|error| unavailable(config, error))?;
-        let key = Ed25519KeyPair::from_der(&document, version)
-            .map_err(|error| Failure::new(Exit::Software, anyhow!("the signing key in the database is damaged: {error}")))?;
+        let key = Ed25519KeyPair::from_der(&document, version).map_err(|error| {
+            Failure::new(Exit::Software, anyhow!("the signing key in the database is damaged: {error}"))
+        })?;
         let rooms = Rooms::new(Arc::clone(&store), config.server_name.clone(), key);
         let accounts = open_accounts(config, Arc::clone(&store)).await?;
         accounts.observe(Arc::new(RoomProfiles::new(Arc::clone(&rooms))));
@@ -59,8 +60,7 @@ impl Parts {
             .await
             .with_context(|| format!("open the folder of uploaded files {}", folder.display()))
             .map_err(|error| Failure::new(Exit::CannotCreate, error))?;
-        let options =
-            SyncOptions { timeout_max: config.limits.max_sync_timeout(), presence: config.presence.enabled };
+        let options = SyncOptions { timeout_max: config.limits.max_sync_timeout(), presence: config.presence.enabled };
         let sync = Sync::new(Arc::clone(&store), Arc::clone(&rooms), options);
         Ok(Self { store, accounts, rooms, sync, media, rate_limiter: Arc::new(rate_limiter) })
     }
@@ -166,10 +166,9 @@ fn unavailable(config: &Config, error: Error) -> Failure {
             Exit::CannotCreate,
             "Make the folder by hand and give it to the user that the server runs as, or set database.url.".to_owned(),
         ),
-        Error::NewerDatabase { .. } => (
-            Exit::Config,
-            "Run that release or a newer one, or restore the backup from before the upgrade.".to_owned(),
-        ),
+        Error::NewerDatabase { .. } => {
+            (Exit::Config, "Run that release or a newer one, or restore the backup from before the upgrade.".to_owned())
+        }
         Error::ServerName { pinned, .. } => (
             Exit::Config,
             format!(

@@ -100,11 +100,8 @@ impl<S: Service<Request, Response = Response, Error = Infallible>> Service<Reque
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let context = Arc::new(RequestContext::new(
-            RequestId::next(),
-            self.options.deadline,
-            self.options.json_body_bytes_max,
-        ));
+        let context =
+            Arc::new(RequestContext::new(RequestId::next(), self.options.deadline, self.options.json_body_bytes_max));
         let record = Record::start(&request);
         let span = tracing::info_span!(
             "request",

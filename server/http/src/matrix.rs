@@ -22,8 +22,9 @@ use crate::{
 };
 
 /// The specification's limit for every identifier: "The length of a user ID, including the @ character and the
-/// domain, MUST NOT exceed 255 bytes", and the same for rooms, aliases and events.
-const ID_BYTES_MAX: usize = 255;
+/// domain, MUST NOT exceed 255 bytes", and the same for rooms, aliases and events, event types and state keys. Ours for
+/// the other parts of paths.
+const NAME_BYTES_MAX: usize = 255;
 
 /// Whom an endpoint is called by: `Arc<Session>` where ruma says that it needs a token, `Option<Arc<Session>>` where
 /// one is optional, `()` where there is none.
@@ -123,7 +124,7 @@ async fn receive<S: Authenticator, C>(
     let path = RawPathParams::from_request_parts(&mut parts, state)
         .await
         .map_err(|rejection| ApiError::invalid_param(rejection.body_text()))?;
-    check_ids(&path)?;
+    check_path(&path, endpoint.has_body)?;
 
     let body = if endpoint.has_body {
         let bytes_max = options.body_bytes_max.unwrap_or_else(|| {
@@ -141,12 +142,22 @@ async fn receive<S: Authenticator, C>(
     Ok((Received { parts, path, body, client_address }, caller))
 }
 
-/// Identifiers that are too long are refused here: ruma lets them pass, since such are in old rooms.
-fn check_ids(path: &RawPathParams) -> Result<(), ApiError> {
+/// Names that are too long are refused here: ruma lets long identifiers pass, since such are in old rooms, and the others
+/// are any text. No name has a NUL character, which PostgreSQL could not keep.
+fn check_path(path: &RawPathParams, writes: bool) -> Result<(), ApiError> {
     for (name, value) in path {
-        let is_id = matches!(name, "user_id" | "room_id" | "room_alias" | "room_id_or_alias" | "event_id");
-        if is_id && value.len() > ID_BYTES_MAX {
-            return Err(ApiError::invalid_param(format!("{name} is over {ID_BYTES_MAX} bytes long")));
+        if value.contains('\0') {
+            return Err(ApiError::invalid_param(format!("{name} has a NUL character")));
+        }
+        if value.len() <= NAME_BYTES_MAX {
+            continue;
+        }
+        let message = format!("{name} is over {NAME_BYTES_MAX} bytes long");
+        match name {
+            // Of an event that would be too large.
+            "event_type" | "state_key" if writes => return Err(ApiError::too_large(message)),
+            "event_type" | "state_key" => {}
+            _ => return Err(ApiError::invalid_param(message)),
         }
     }
     Ok(())

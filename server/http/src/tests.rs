@@ -568,7 +568,11 @@ async fn a_fault_is_logged_once_and_without_secrets() {
 async fn handlers_have_a_deadline_unless_they_wait_on_purpose() {
     let logs = Logs::default();
     let _guard = logs.start();
-    let options = LayerOptions { deadline: Duration::from_millis(50), slow: Duration::from_millis(20), ..LayerOptions::default() };
+    let options = LayerOptions {
+        deadline: Duration::from_millis(50),
+        slow: Duration::from_millis(20),
+        ..LayerOptions::default()
+    };
     let router = router(RateLimits::OFF, options);
     let started = Instant::now();
     let uri = "/_matrix/client/v3/sync?timeout=200";

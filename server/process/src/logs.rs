@@ -36,7 +36,7 @@ pub enum LogsError {
 /// # Errors
 /// If the level means nothing, or the process logs already.
 pub fn init(settings: &Log) -> Result<Logs, LogsError> {
-    let (filter, handle) = reload::Layer::new(EnvFilter::try_new(&settings.level)?);
+    let (filter, handle) = reload::Layer::new(filter(&settings.level)?);
     let lines = match settings.format {
         LogFormat::Text => fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).boxed(),
         LogFormat::Json => fmt::layer()
@@ -51,13 +51,20 @@ pub fn init(settings: &Log) -> Result<Logs, LogsError> {
     Ok(Logs { filter: handle })
 }
 
+/// The filter for a level. ruma tells of each event that is allowed, which is every event; who wants that says so.
+fn filter(level: &str) -> Result<EnvFilter, LogsError> {
+    const QUIET: &str = "ruma_state_res=warn";
+    EnvFilter::try_new(level)?;
+    Ok(EnvFilter::try_new(format!("{QUIET},{level}"))?)
+}
+
 impl Logs {
     /// Changes the level from now on; the value has the form of `log.level`.
     ///
     /// # Errors
     /// If it means nothing; the level then stays.
     pub fn set_level(&self, level: &str) -> Result<(), LogsError> {
-        self.filter.reload(EnvFilter::try_new(level)?)?;
+        self.filter.reload(filter(level)?)?;
         Ok(())
     }
 }

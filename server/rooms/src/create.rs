@@ -6,7 +6,7 @@ use myelin_store::RoomName;
 use ruma::{CanonicalJsonObject, CanonicalJsonValue, OwnedRoomAliasId, OwnedUserId, RoomVersionId, UserId};
 use serde_json::json;
 
-use crate::{Error, Result, RoomWriter, Rooms, Template, now_ms, writer::rules_of};
+use crate::{Error, Result, RoomWriter, Rooms, Template, membership::must_be_an_id, now_ms, writer::rules_of};
 
 /// The settings that a client names at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,7 @@ impl Rooms {
             return Err(Error::AliasTaken);
         }
         for invited in &wanted.invite {
+            must_be_an_id(invited)?;
             self.must_be_ours(invited)?;
         }
         let trusted = wanted.preset == Preset::TrustedPrivateChat;
@@ -100,10 +101,9 @@ impl Rooms {
         }
         let creator_nid = self.store.user_nid(&wanted.creator).await?;
         let alias = wanted.alias.as_ref().map(|alias| (alias.to_string(), creator_nid, now_ms() as i64));
-        let mut writer =
-            RoomWriter::found(self, &wanted.version, &wanted.creator, content, wanted.is_public, alias)
-                .await
-                .map_err(invalid)?;
+        let mut writer = RoomWriter::found(self, &wanted.version, &wanted.creator, content, wanted.is_public, alias)
+            .await
+            .map_err(invalid)?;
 
         // 2. The creator joins.
         let member = self.member_content(&wanted.creator, "join", None).await?;

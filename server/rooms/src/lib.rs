@@ -30,6 +30,7 @@ use myelin_store::{Committed, Event, Member, RoomName, StateKey, Store};
 use quick_cache::sync::Cache;
 use ruma::{OwnedEventId, OwnedServerName, RoomId, signatures::Ed25519KeyPair};
 
+use self::writer::Slot;
 pub use self::{
     context::Context,
     create::{CreateRoom, InitialState, Preset},
@@ -40,7 +41,6 @@ pub use self::{
     send::{Transaction, content},
     writer::{Appended, RoomWriter, Template},
 };
-use self::writer::Slot;
 
 /// Room heads in memory at the most.
 const HEADS: usize = 4096;
@@ -71,7 +71,14 @@ impl std::fmt::Debug for Rooms {
 impl Rooms {
     /// Opens the rooms of a server, which signs with this key.
     pub fn new(store: Arc<Store>, server_name: OwnedServerName, key: Ed25519KeyPair) -> Arc<Self> {
-        Arc::new(Self { store, server_name, key, slots: Cache::new(HEADS), recent_transactions: Cache::new(TRANSACTIONS), listings: Cache::new(LISTINGS) })
+        Arc::new(Self {
+            store,
+            server_name,
+            key,
+            slots: Cache::new(HEADS),
+            recent_transactions: Cache::new(TRANSACTIONS),
+            listings: Cache::new(LISTINGS),
+        })
     }
 
     /// The store.

@@ -54,6 +54,7 @@ impl Rooms {
         reason: Option<&str>,
         is_guest: bool,
     ) -> Result<()> {
+        must_be_an_id(target)?;
         if action == MembershipAction::Invite {
             self.must_be_ours(target)?;
         }
@@ -113,9 +114,8 @@ impl Rooms {
             let Ok(room_id) = ruma::RoomId::parse(&allowed.room_id) else { continue };
             // The names of rooms are in memory.
             let Some(room) = self.store.room(&room_id).await? else { continue };
-            let joined = memberships
-                .iter()
-                .any(|member| member.room_nid == room.nid && member.membership == Membership::Join);
+            let joined =
+                memberships.iter().any(|member| member.room_nid == room.nid && member.membership == Membership::Join);
             if joined {
                 return Ok(true);
             }
@@ -160,6 +160,15 @@ struct MemberContent {
     membership: String,
     displayname: Option<String>,
     avatar_url: Option<String>,
+}
+
+/// ruma lets longer ones pass, since such are in old rooms.
+pub(crate) fn must_be_an_id(user_id: &UserId) -> Result<()> {
+    const BYTES_MAX: usize = 255;
+    if user_id.as_str().len() > BYTES_MAX {
+        return Err(Error::InvalidParam(format!("the user id is over {BYTES_MAX} bytes long")));
+    }
+    Ok(())
 }
 
 async fn member_event(writer: &mut RoomWriter, user_id: &UserId) -> Result<Option<Arc<Pdu>>> {

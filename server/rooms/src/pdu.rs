@@ -5,7 +5,8 @@ use std::sync::Arc;
 use myelin_store::{Event, flags};
 use ruma::{
     CanonicalJsonObject, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UInt,
-    UserId, events::TimelineEventType,
+    UserId,
+    events::TimelineEventType,
     room_version_rules::{EventsReferenceFormatVersion, RoomVersionRules},
 };
 use serde::Deserialize;

@@ -21,7 +21,8 @@ pub struct Form<'a> {
 
 /// Writes events for a client, in the same order, with their `unsigned` part.
 pub async fn present(store: &Store, events: &[Arc<Event>], form: Form<'_>) -> Result<Vec<Box<RawValue>>> {
-    let related: Vec<i64> = events.iter().flat_map(|event| event.replaces.into_iter().chain(event.redacted_by)).collect();
+    let related: Vec<i64> =
+        events.iter().flat_map(|event| event.replaces.into_iter().chain(event.redacted_by)).collect();
     let related: HashMap<i64, Arc<Event>> = if related.is_empty() {
         HashMap::new()
     } else {

@@ -89,10 +89,8 @@ impl Rooms {
         if states.is_empty() {
             return Ok(events);
         }
-        let keys = [
-            StateKey::new("m.room.history_visibility", ""),
-            StateKey::new("m.room.member", viewer.user_id.as_str()),
-        ];
+        let keys =
+            [StateKey::new("m.room.history_visibility", ""), StateKey::new("m.room.member", viewer.user_id.as_str())];
         let key_nids = self.store.known_key_nids(&keys).await?;
         let mut last_joined = None;
         for (&root, state) in &mut states {
@@ -131,7 +129,8 @@ impl Rooms {
 
     async fn state_for(&self, root: i64, keys: &[Option<i64>]) -> Result<(HistoryVisibility, Option<Membership>)> {
         let present: Vec<i64> = keys.iter().flatten().copied().collect();
-        let mut nids = state_tree::get_many(&*self.store, root, &present).await.map_err(myelin_store::Error::from)?.into_iter();
+        let mut nids =
+            state_tree::get_many(&*self.store, root, &present).await.map_err(myelin_store::Error::from)?.into_iter();
         let mut found = Vec::with_capacity(keys.len());
         for key in keys {
             found.push(match key.and_then(|_| nids.next().flatten()) {

@@ -35,6 +35,9 @@ const PARSED: usize = 64;
 /// Events that a new one may follow directly.
 const PREV_EVENTS: usize = 20;
 
+/// The longest event type and state key, in bytes.
+const NAME_BYTES_MAX: usize = 255;
+
 static RELOADS: LazyLock<IntCounter> = LazyLock::new(|| {
     register_int_counter!("myelin_rooms_head_loads_total", "Times a room's head was read from the database.")
         .expect("metric names are unique")
@@ -253,6 +256,9 @@ impl RoomWriter {
     /// [`Error::Forbidden`] when the rules refuse it, [`Error::TooLarge`], [`Error::BadJson`]. The draft is then as
     /// it was before.
     pub async fn append(&mut self, template: Template) -> Result<Appended> {
+        if [&template.event_type].into_iter().chain(&template.state_key).any(|name| name.len() > NAME_BYTES_MAX) {
+            return Err(Error::TooLarge);
+        }
         let event_type = TimelineEventType::from(template.event_type.as_str());
         let content = serde_json::to_string(&template.content).map_err(|error| Error::BadJson(error.to_string()))?;
         let content = RawValue::from_string(content).map_err(|error| Error::BadJson(error.to_string()))?;
@@ -336,9 +342,9 @@ impl RoomWriter {
         let by_id = |event_id: &EventId| {
             pdu::find(&events, event_id).cloned().or_else(|| {
                 // The room's id names the create event.
-                let create = events.iter().find(|pdu| {
-                    *ruma_state_res::Event::event_type(&***pdu) == TimelineEventType::RoomCreate
-                })?;
+                let create = events
+                    .iter()
+                    .find(|pdu| *ruma_state_res::Event::event_type(&***pdu) == TimelineEventType::RoomCreate)?;
                 (create.id() == event_id).then(|| create.clone())
             })
         };
@@ -349,12 +355,7 @@ impl RoomWriter {
         check_state_dependent_auth_rules(rules, pdu.clone(), by_key).map_err(Error::Forbidden)
     }
 
-    fn object(
-        &self,
-        template: &Template,
-        depth: i64,
-        auth_events: &[&Arc<Pdu>],
-    ) -> CanonicalJsonObject {
+    fn object(&self, template: &Template, depth: i64, auth_events: &[&Arc<Pdu>]) -> CanonicalJsonObject {
         let text = |value: &str| CanonicalJsonValue::String(value.to_owned());
         let number = |value: u64| {
             CanonicalJsonValue::Integer(i64::try_from(value).ok().and_then(|n| n.try_into().ok()).unwrap_or_default())

@@ -55,7 +55,13 @@ async fn bodies(store: &Store, room: &RoomName) -> Vec<String> {
     page.iter().filter(|event| event.event_type() == "m.room.message").filter_map(text).collect()
 }
 
-async fn act(rooms: &Arc<Rooms>, room: &Arc<RoomName>, sender: &UserId, target: &UserId, action: MembershipAction) -> Result<(), Error> {
+async fn act(
+    rooms: &Arc<Rooms>,
+    room: &Arc<RoomName>,
+    sender: &UserId,
+    target: &UserId,
+    action: MembershipAction,
+) -> Result<(), Error> {
     rooms.change_membership(room, sender, target, action, None, false).await
 }
 
@@ -67,10 +73,7 @@ async fn a_room_of_every_version_can_be_made_joined_and_written_to() {
         let (alice, bob) = (user("alice"), user("bob"));
         for version in 1..=12 {
             let room = rooms.create(wanted(&alice, &version.to_string(), Preset::PrivateChat)).await.unwrap();
-            assert!(matches!(
-                act(&rooms, &room, &bob, &bob, MembershipAction::Join).await,
-                Err(Error::Forbidden(_))
-            ));
+            assert!(matches!(act(&rooms, &room, &bob, &bob, MembershipAction::Join).await, Err(Error::Forbidden(_))));
             act(&rooms, &room, &alice, &bob, MembershipAction::Invite).await.unwrap();
             act(&rooms, &room, &bob, &bob, MembershipAction::Join).await.unwrap();
             let sent = rooms.send(&room, message(&bob, "hello"), None).await.unwrap();

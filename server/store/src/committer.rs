@@ -63,6 +63,16 @@ static QUEUED: LazyLock<IntGauge> = LazyLock::new(|| {
         .expect("metric names are unique")
 });
 
+/// Shows every metric from the start on, not from its first use.
+pub(crate) fn show_metrics() {
+    LazyLock::force(&EVENTS_WRITTEN);
+    LazyLock::force(&BATCH_SIZE);
+    LazyLock::force(&COMMIT_SECONDS);
+    LazyLock::force(&COMMIT_FAILURES);
+    LazyLock::force(&COMMIT_CONFLICTS);
+    LazyLock::force(&QUEUED);
+}
+
 /// Where a room stands once a write is through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -280,7 +290,11 @@ impl Place<'_> {
 }
 
 /// Commits what is queued until every sender is gone.
-pub(crate) async fn run(store: Arc<Store>, mut queue: mpsc::Receiver<Queued>, stop: tokio::sync::watch::Receiver<bool>) {
+pub(crate) async fn run(
+    store: Arc<Store>,
+    mut queue: mpsc::Receiver<Queued>,
+    stop: tokio::sync::watch::Receiver<bool>,
+) {
     let mut stop = stop;
     let mut stopped = std::pin::pin!(async move { stop.wait_for(|stopped| *stopped).await.is_ok() });
     let mut closing = false;
@@ -564,7 +578,8 @@ async fn compare_and_set(
             }
         }
         Engine::Postgres(connection) => {
-            let column = |of: &dyn Fn(&(i64, &RoomRun, &Head, String)) -> i64| changed.iter().map(of).collect::<Vec<_>>();
+            type Changed<'a> = (i64, &'a RoomRun, &'a Head, String);
+            let column = |of: fn(&Changed<'_>) -> i64| changed.iter().map(of).collect::<Vec<_>>();
             let extremities: Vec<&str> = changed.iter().map(|row| row.3.as_str()).collect();
             let hit: Vec<(i64,)> = sqlx::query_as(
                 "UPDATE rooms AS r SET version = u.version, last_pos = u.last_pos, depth = u.depth,
@@ -574,13 +589,13 @@ async fn compare_and_set(
                  WHERE r.room_nid = u.room_nid AND r.version = u.expected
                  RETURNING r.room_nid",
             )
-            .bind(column(&|row| row.0))
-            .bind(column(&|row| row.1.expected))
-            .bind(column(&|row| row.2.version))
-            .bind(column(&|row| row.1.last_pos))
-            .bind(column(&|row| row.2.depth))
+            .bind(column(|row| row.0))
+            .bind(column(|row| row.1.expected))
+            .bind(column(|row| row.2.version))
+            .bind(column(|row| row.1.last_pos))
+            .bind(column(|row| row.2.depth))
             .bind(extremities)
-            .bind(column(&|row| row.2.state_root))
+            .bind(column(|row| row.2.state_root))
             .fetch_all(&mut *connection)
             .await?;
             let hit: HashSet<i64> = hit.into_iter().map(|(room_nid,)| room_nid).collect();
@@ -715,10 +730,10 @@ async fn upsert_memberships(transaction: &mut Transaction, appends: &[&Append]) 
     if last.is_empty() {
         return Ok(());
     }
-    let column = |of: &dyn Fn((&(i64, i64), &(i64, i64, i64))) -> i64| last.iter().map(of).collect::<Vec<i64>>();
-    let (rooms, users) = (column(&|(key, _)| key.0), column(&|(key, _)| key.1));
-    let (memberships, events, poss) =
-        (column(&|(_, row)| row.0), column(&|(_, row)| row.1), column(&|(_, row)| row.2));
+    type Row<'a> = (&'a (i64, i64), &'a (i64, i64, i64));
+    let column = |of: fn(Row<'_>) -> i64| last.iter().map(of).collect::<Vec<i64>>();
+    let (rooms, users) = (column(|(key, _)| key.0), column(|(key, _)| key.1));
+    let (memberships, events, poss) = (column(|(_, row)| row.0), column(|(_, row)| row.1), column(|(_, row)| row.2));
     let sql = Sql {
         sqlite: "INSERT INTO memberships (room_nid, user_nid, membership, event_nid, pos, forgotten)
                  SELECT r.value, u.value, m.value, e.value, p.value, FALSE FROM json_each($1) AS r

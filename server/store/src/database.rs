@@ -149,9 +149,8 @@ impl Database {
     }
 
     async fn connect_postgres(options: &DatabaseOptions) -> Result<Self> {
-        let connect = PgConnectOptions::from_str(&options.url)?
-            .application_name("myelin")
-            .statement_cache_capacity(256);
+        let connect =
+            PgConnectOptions::from_str(&options.url)?.application_name("myelin").statement_cache_capacity(256);
         let pool = PgPoolOptions::new()
             .max_connections(options.max_connections.max(2))
             .acquire_timeout(options.acquire_timeout)

@@ -57,6 +57,9 @@ pub enum Error {
         /// What could not be read.
         what: &'static str,
     },
+    /// A name that cannot be kept: over 255 bytes, or with a NUL character, which PostgreSQL has no place for.
+    #[error("an identifier is over 255 bytes or has a NUL character")]
+    InvalidName,
     /// An update that was meant for one row hit none.
     #[error("there is no such {what}")]
     Missing {
@@ -77,13 +80,26 @@ impl Error {
                 | sqlx::Error::Protocol(_)
                 | sqlx::Error::WorkerCrashed => true,
                 // Class 57: operator intervention; 08: connection; 53: insufficient resources.
-                sqlx::Error::Database(error) => error
-                    .code()
-                    .is_some_and(|code| ["57", "08", "53"].iter().any(|class| code.len() == 5 && code.starts_with(class))),
+                sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+                    ["57", "08", "53"].iter().any(|class| code.len() == 5 && code.starts_with(class))
+                }),
                 _ => false,
             },
             Self::Batch(error) => error.is_unavailable(),
             Self::Closed => true,
+            _ => false,
+        }
+    }
+
+    /// True when the call can never go through: a text that cannot be kept.
+    pub fn is_invalid_text(&self) -> bool {
+        match self {
+            Self::InvalidName => true,
+            // character_not_in_repertoire and untranslatable_character: PostgreSQL's words for a NUL.
+            Self::Database(sqlx::Error::Database(error)) => {
+                matches!(error.code().as_deref(), Some("22021" | "22P05"))
+            }
+            Self::Batch(error) => error.is_invalid_text(),
             _ => false,
         }
     }

@@ -7,7 +7,7 @@ use ruma::{EventId, OwnedEventId};
 
 use crate::{
     Error, Event, EventParts, Result, Store,
-    names::Weight,
+    names::{Weight, is_storable},
     sql::{Ids, Sql, Texts, listed, optional, rows},
     state_tree::{self, Node, NodeSource},
 };
@@ -158,8 +158,7 @@ impl Store {
             nids.iter().zip(&found).filter(|(_, event)| event.is_none()).map(|(nid, _)| *nid).collect();
         if !missing.is_empty() {
             let mut reader = self.database.reader().await?;
-            let loaded: Vec<EventRow> =
-                rows!(reader, select_listed_events!("event_nid"), Ids(&missing))?;
+            let loaded: Vec<EventRow> = rows!(reader, select_listed_events!("event_nid"), Ids(&missing))?;
             drop(reader);
             let loaded: HashMap<i64, Arc<Event>> =
                 self.remember_rows(loaded)?.into_iter().map(|event| (event.nid, event)).collect();
@@ -182,9 +181,9 @@ impl Store {
 
     /// The events among some identifiers that we have, in no order.
     pub async fn events_by_id(&self, event_ids: &[&str]) -> Result<Vec<Arc<Event>>> {
+        let known: Vec<&str> = event_ids.iter().copied().filter(|event_id| is_storable(event_id)).collect();
         let mut reader = self.database.reader().await?;
-        let found: Vec<EventRow> =
-            rows!(reader, select_listed_events!("event_id"), Texts(event_ids))?;
+        let found: Vec<EventRow> = rows!(reader, select_listed_events!("event_id"), Texts(&known))?;
         self.remember_rows(found)
     }
 
@@ -192,8 +191,7 @@ impl Store {
     pub(crate) async fn events_redacted_by(&self, redaction_nid: i64) -> Result<Vec<Arc<Event>>> {
         let mut reader = self.database.reader().await?;
         // The redaction names its target; both ways of naming it are in its JSON, the database knows the link.
-        let redaction: Option<EventRow> =
-            optional!(reader, select_events!("WHERE event_nid = $1"), redaction_nid)?;
+        let redaction: Option<EventRow> = optional!(reader, select_events!("WHERE event_nid = $1"), redaction_nid)?;
         let Some(redaction) = redaction else { return Ok(Vec::new()) };
         let redaction = Event::try_from(redaction)?;
         let Some(target) = redacted_event_id(&redaction) else { return Ok(Vec::new()) };
@@ -276,9 +274,8 @@ impl Store {
         if missing.is_empty() {
             return Ok(found);
         }
-        let column = |of: fn(&(i64, i64, i64)) -> i64| {
-            missing.iter().map(|&place| of(&wanted[place])).collect::<Vec<i64>>()
-        };
+        let column =
+            |of: fn(&(i64, i64, i64)) -> i64| missing.iter().map(|&place| of(&wanted[place])).collect::<Vec<i64>>();
         let sql = Sql {
             sqlite: "SELECT e.event_nid, e.event_id, e.room_nid, e.pos, e.depth, e.sender_nid, e.key_nid, e.state_before,
                             e.room_state, e.replaces, e.redacted_by, e.device_nid, e.txn, e.flags, e.json
@@ -348,10 +345,9 @@ impl Store {
         root: i64,
         changes: &[(i64, Option<i64>)],
     ) -> Result<(i64, Vec<(i64, Arc<Node>)>)> {
-        // A change rewrites one path of the tree; a split adds a few nodes.
-        let budget = 16 * changes.len() as i64 + 32;
+        let budget = state_tree::new_nodes_max(changes.len()) as i64;
         let mut numbers = self.node_nids.take(&self.database, budget).await?;
-        let mut alloc = || numbers.next().expect("a change needs at most 16 nodes");
+        let mut alloc = || numbers.next().expect("new_nodes_max is the bound of what an update allocates");
         let update = state_tree::update(self, root, changes, &mut alloc).await?;
         self.node_nids.give_back(numbers).await;
         self.pending.add(&update.new_nodes);
@@ -388,8 +384,7 @@ impl NodeSource for Store {
 
     async fn nodes(&self, ids: &[i64]) -> Result<Vec<Arc<Node>>> {
         let mut found: Vec<Option<Arc<Node>>> = ids.iter().map(|id| self.cached(*id)).collect();
-        let missing: Vec<i64> =
-            ids.iter().zip(&found).filter(|(_, node)| node.is_none()).map(|(id, _)| *id).collect();
+        let missing: Vec<i64> = ids.iter().zip(&found).filter(|(_, node)| node.is_none()).map(|(id, _)| *id).collect();
         if !missing.is_empty() {
             let mut reader = self.database.reader().await?;
             let loaded: Vec<(i64, Vec<u8>)> = rows!(

@@ -111,6 +111,7 @@ impl Store {
         if pinned != options.server_name {
             return Err(Error::ServerName { pinned, configured: options.server_name.clone() });
         }
+        committer::show_metrics();
         let pos = Self::stored_position(&database).await?;
         let bytes = options.cache_bytes;
         let (queue, waiting) = committer::queue();
@@ -159,10 +160,7 @@ impl Store {
 
     /// Hits and misses of the caches.
     pub fn cache_hits(&self) -> [(&'static str, u64, u64); 2] {
-        [
-            ("events", self.events.hits(), self.events.misses()),
-            ("state_nodes", self.nodes.hits(), self.nodes.misses()),
-        ]
+        [("events", self.events.hits(), self.events.misses()), ("state_nodes", self.nodes.hits(), self.nodes.misses())]
     }
 
     /// Commits what is queued, then closes the connections.

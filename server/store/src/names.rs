@@ -110,6 +110,10 @@ impl StateKey {
     pub fn new(event_type: &str, state_key: &str) -> Self {
         Self { event_type: event_type.into(), state_key: state_key.into() }
     }
+
+    fn is_storable(&self) -> bool {
+        is_storable(&self.event_type) && is_storable(&self.state_key)
+    }
 }
 
 /// What never changes about a room.
@@ -161,11 +165,22 @@ impl Names {
     }
 }
 
+/// The longest name, in bytes: "MUST NOT exceed 255 bytes", of every identifier, event type and state key.
+const NAME_BYTES_MAX: usize = 255;
+
+/// Whether a name can be kept.
+pub(crate) fn is_storable(name: &str) -> bool {
+    name.len() <= NAME_BYTES_MAX && !name.contains('\0')
+}
+
 impl Store {
     /// The number of a user, given one now if there is none yet.
     pub async fn user_nid(&self, user_id: &UserId) -> Result<i64> {
         if let Some(nid) = self.known_user_nid(user_id).await? {
             return Ok(nid);
+        }
+        if !is_storable(user_id.as_str()) {
+            return Err(Error::InvalidName);
         }
         let nid = self.take_nids(1).await?.start;
         let mut transaction = self.database.begin().await?;
@@ -175,8 +190,7 @@ impl Store {
             nid,
             user_id.as_str()
         )?;
-        let (nid,): (i64,) =
-            row!(transaction, "SELECT user_nid FROM users WHERE user_id = $1", user_id.as_str())?;
+        let (nid,): (i64,) = row!(transaction, "SELECT user_nid FROM users WHERE user_id = $1", user_id.as_str())?;
         transaction.commit().await?;
         self.names.users.insert(user_id.to_owned(), nid);
         Ok(nid)
@@ -186,6 +200,9 @@ impl Store {
     pub async fn known_user_nid(&self, user_id: &UserId) -> Result<Option<i64>> {
         if let Some(nid) = self.names.users.get(user_id) {
             return Ok(Some(nid));
+        }
+        if !is_storable(user_id.as_str()) {
+            return Ok(None);
         }
         let mut reader = self.database.reader().await?;
         let found: Option<(i64,)> =
@@ -198,8 +215,7 @@ impl Store {
 
     /// The users of some numbers, in the order asked.
     pub async fn user_ids(&self, nids: &[i64]) -> Result<Vec<OwnedUserId>> {
-        let missing: Vec<i64> =
-            nids.iter().copied().filter(|nid| self.names.user_nids.get(nid).is_none()).collect();
+        let missing: Vec<i64> = nids.iter().copied().filter(|nid| self.names.user_nids.get(nid).is_none()).collect();
         let mut loaded = std::collections::HashMap::new();
         if !missing.is_empty() {
             let mut reader = self.database.reader().await?;
@@ -232,6 +248,9 @@ impl Store {
         let mut nids = self.known_key_nids(keys).await?;
         let missing: Vec<usize> = (0..keys.len()).filter(|&place| nids[place].is_none()).collect();
         if !missing.is_empty() {
+            if missing.iter().any(|&place| !keys[place].is_storable()) {
+                return Err(Error::InvalidName);
+            }
             let fresh = self.take_nids(missing.len() as i64).await?;
             let mut transaction = self.database.begin().await?;
             for (&place, nid) in missing.iter().zip(fresh) {
@@ -265,7 +284,8 @@ impl Store {
     /// The numbers of some state keys, where they have one, in the order asked.
     pub async fn known_key_nids(&self, keys: &[StateKey]) -> Result<Vec<Option<i64>>> {
         let mut nids: Vec<Option<i64>> = keys.iter().map(|key| self.names.keys.get(key)).collect();
-        let missing: Vec<usize> = (0..keys.len()).filter(|&place| nids[place].is_none()).collect();
+        let missing: Vec<usize> =
+            (0..keys.len()).filter(|&place| nids[place].is_none() && keys[place].is_storable()).collect();
         if missing.is_empty() {
             return Ok(nids);
         }
@@ -297,8 +317,7 @@ impl Store {
 
     /// The state keys of some numbers, in the order asked.
     pub async fn state_keys(&self, nids: &[i64]) -> Result<Vec<Arc<StateKey>>> {
-        let missing: Vec<i64> =
-            nids.iter().copied().filter(|nid| self.names.key_nids.get(nid).is_none()).collect();
+        let missing: Vec<i64> = nids.iter().copied().filter(|nid| self.names.key_nids.get(nid).is_none()).collect();
         let mut loaded = std::collections::HashMap::new();
         if !missing.is_empty() {
             let mut reader = self.database.reader().await?;
@@ -329,6 +348,9 @@ impl Store {
         if let Some(room) = self.names.rooms.get(room_id) {
             return Ok(Some(room));
         }
+        if !is_storable(room_id.as_str()) {
+            return Ok(None);
+        }
         let mut reader = self.database.reader().await?;
         let found: Option<(i64, String)> =
             optional!(reader, "SELECT room_nid, room_version FROM rooms WHERE room_id = $1", room_id.as_str())?;
@@ -338,8 +360,7 @@ impl Store {
 
     /// The rooms of some numbers, in the order asked.
     pub async fn rooms(&self, nids: &[i64]) -> Result<Vec<Arc<RoomName>>> {
-        let missing: Vec<i64> =
-            nids.iter().copied().filter(|nid| self.names.room_nids.get(nid).is_none()).collect();
+        let missing: Vec<i64> = nids.iter().copied().filter(|nid| self.names.room_nids.get(nid).is_none()).collect();
         let mut loaded = std::collections::HashMap::new();
         if !missing.is_empty() {
             let mut reader = self.database.reader().await?;

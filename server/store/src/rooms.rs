@@ -229,12 +229,7 @@ impl Store {
     /// Points all aliases of a room to another one.
     pub async fn move_aliases(&self, from_room_nid: i64, to_room_nid: i64) -> Result<()> {
         let mut transaction = self.database.begin().await?;
-        execute!(
-            transaction,
-            "UPDATE aliases SET room_nid = $2 WHERE room_nid = $1",
-            from_room_nid,
-            to_room_nid
-        )?;
+        execute!(transaction, "UPDATE aliases SET room_nid = $2 WHERE room_nid = $1", from_room_nid, to_room_nid)?;
         transaction.commit().await
     }
 

@@ -156,9 +156,7 @@ impl Recent {
         if inner.order.len() > 4 * RECENT_PER_ROOM + 8 * inner.rooms.len() {
             let rooms = &inner.rooms;
             inner.order.retain(|(room_nid, pos)| {
-                rooms
-                    .get(room_nid)
-                    .is_some_and(|room| room.events.back().and_then(|event| event.pos) == Some(*pos))
+                rooms.get(room_nid).is_some_and(|room| room.events.back().and_then(|event| event.pos) == Some(*pos))
             });
         }
     }
@@ -173,13 +171,7 @@ impl Recent {
             return None;
         }
         let start = room.events.partition_point(|event| event.pos.is_some_and(|pos| pos <= after));
-        Some(
-            room.events
-                .range(start..)
-                .take_while(|event| event.pos.is_some_and(|pos| pos <= to))
-                .cloned()
-                .collect(),
-        )
+        Some(room.events.range(start..).take_while(|event| event.pos.is_some_and(|pos| pos <= to)).cloned().collect())
     }
 
     /// Puts a newer copy of an event in the place of an older one.
@@ -294,15 +286,17 @@ impl Store {
                 }
             }
             Err(error) => {
-                warn!(error = &error as &dyn std::error::Error, "could not reload a redacted event; it leaves the cache");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "could not reload a redacted event; it leaves the cache"
+                );
             }
         }
     }
 
     async fn read_changes(&self, from: i64, to: i64) -> Result<Vec<Change>> {
         let mut reader = self.database.reader().await?;
-        let events: Vec<EventRow> =
-            rows!(reader, select_events!("WHERE pos > $1 AND pos <= $2"), from, to)?;
+        let events: Vec<EventRow> = rows!(reader, select_events!("WHERE pos > $1 AND pos <= $2"), from, to)?;
         let receipts: Vec<crate::receipts::ReceiptRow> = rows!(
             reader,
             "SELECT room_nid, user_nid, type, thread, event_nid, event_pos, ts, pos FROM receipts WHERE pos > $1 AND pos <= $2",
@@ -374,8 +368,7 @@ async fn listen(store: &Arc<Store>, pool: &sqlx::PgPool) -> Result<()> {
             {
                 store.catch_up(pos).await?;
             }
-        } else if let Ok((replica, kind, json)) =
-            serde_json::from_str::<(u64, String, String)>(notification.payload())
+        } else if let Ok((replica, kind, json)) = serde_json::from_str::<(u64, String, String)>(notification.payload())
             && replica != store.replica
         {
             store.tell_passed(&Ephemeral { kind, json });

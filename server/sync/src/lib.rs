@@ -151,6 +151,7 @@ impl Sync {
     /// Follows the stream from now on. Must be called within a runtime.
     #[must_use]
     pub fn new(store: Arc<Store>, rooms: Arc<Rooms>, options: SyncOptions) -> Arc<Self> {
+        metrics::show();
         let sync = Arc::new_cyclic(|weak: &Weak<Self>| Self {
             store: store.clone(),
             rooms,

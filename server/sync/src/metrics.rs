@@ -58,3 +58,16 @@ pub(crate) static UNREAD_SCANS: LazyLock<IntCounter> = LazyLock::new(|| {
 pub(crate) static UNREAD_EVENTS: LazyLock<IntCounter> = LazyLock::new(|| {
     register_int_counter!("myelin_sync_unread_events_total", "Events that push rules were evaluated on.").expect(UNIQUE)
 });
+
+/// Shows every metric from the start on, not from its first use.
+pub(crate) fn show() {
+    LazyLock::force(&WAITERS);
+    LazyLock::force(&SYNCS);
+    LazyLock::force(&ANSWER_SECONDS);
+    LazyLock::force(&WAKE_SECONDS);
+    LazyLock::force(&USERS);
+    LazyLock::force(&USER_LOADS);
+    LazyLock::force(&RECEIPT_READS);
+    LazyLock::force(&UNREAD_SCANS);
+    LazyLock::force(&UNREAD_EVENTS);
+}

@@ -298,7 +298,7 @@ async fn unknown_addresses(engine: Engine) {
 
     for path in ["sync", "createRoom", "nothing"] {
         let answer = scene.server.api().send(Method::OPTIONS, path, "").await.expect("an answer");
-        assert_eq!(answer.status, if path == "nothing" { answer.status } else { 200 }, "{answer}");
+        assert!(matches!(answer.status, 200 | 204), "{answer}");
         assert!(answer.headers.contains_key("access-control-allow-origin"), "{answer}: {:?}", answer.headers);
     }
     let allowed = scene.server.api().send(Method::OPTIONS, "sync", "").await.expect("an answer").headers;

@@ -5,21 +5,39 @@
 use axum::extract::State;
 use myelin_http::{ApiError, Matrix, Reply};
 use myelin_rooms::MembershipAction;
-use ruma::api::client::membership::invite_user::v3::{InvitationRecipient, Request, Response};
+use ruma::{
+    OwnedRoomId, OwnedUserId,
+    api::client::membership::invite_user::v3::{Request, Response},
+};
+use serde::Deserialize;
 
 use super::{refuse, room_to_act_in};
-use crate::{Services, errors::Result};
+use crate::{Services, errors::Result, own::Own};
 
-pub(super) async fn invite(State(services): State<Services>, request: Matrix<Request>) -> Result<Reply<Response>> {
+/// Both forms of the body in one: ruma's type cannot tell what is wrong with one that has neither.
+#[derive(Debug, Deserialize)]
+pub(super) struct Invitation {
+    user_id: Option<OwnedUserId>,
+    /// Of an invitation by e-mail address or telephone number.
+    medium: Option<String>,
+    reason: Option<String>,
+}
+
+pub(super) async fn invite(
+    State(services): State<Services>,
+    request: Matrix<Own<Request, OwnedRoomId, Invitation>>,
+) -> Result<Reply<Response>> {
     let session = request.session();
     session.require_full_account()?;
     session.require_good_standing()?;
-    let room = room_to_act_in(&services.rooms, &request.body.room_id).await?;
-    let invited = match &request.body.recipient {
-        InvitationRecipient::UserId(invited) => invited,
-        _ => Err(ApiError::forbidden("This server does not invite by e-mail address or telephone number"))?,
+    let room = room_to_act_in(&services.rooms, &request.body.path).await?;
+    let (target, reason) = match &request.body.body {
+        Invitation { user_id: Some(user_id), reason, .. } => (user_id, reason.as_deref()),
+        Invitation { medium: Some(_), .. } => {
+            Err(ApiError::forbidden("This server does not invite by e-mail address or telephone number"))?
+        }
+        Invitation { .. } => Err(ApiError::missing_param("user_id says who is invited"))?,
     };
-    let (target, reason) = (&invited.user_id, invited.reason.as_deref());
     let action = MembershipAction::Invite;
     match services.rooms.change_membership(&room, &session.user_id, target, action, reason, false).await {
         Ok(()) => Ok(Reply(Response::new())),
