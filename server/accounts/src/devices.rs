@@ -3,7 +3,7 @@
 use myelin_store::Device;
 use ruma::{DeviceId, OwnedDeviceId, UserId};
 
-use crate::{Accounts, Error, Result};
+use crate::{Accounts, Error, Result, sessions::Ended};
 
 /// The longest name of a device, in bytes.
 pub const DEVICE_NAME_BYTES_MAX: usize = 255;
@@ -35,7 +35,7 @@ impl Accounts {
     pub async fn delete_devices(&self, user_nid: i64, user_id: &UserId, device_ids: &[OwnedDeviceId]) -> Result<()> {
         let names: Vec<&str> = device_ids.iter().map(|device_id| device_id.as_str()).collect();
         let gone = self.store.delete_devices(user_nid, &names).await?;
-        self.forget_sessions(|session| session.user_nid == user_nid && device_ids.contains(&session.device_id));
+        self.forget_sessions(&Ended::User(user_nid));
         self.tell_devices_removed(user_id, gone.into_iter().map(OwnedDeviceId::from).collect()).await;
         Ok(())
     }

@@ -56,6 +56,9 @@ pub struct AccountsOptions {
     pub guest_access: bool,
     /// The secret of operators' registration tools.
     pub shared_secret: Option<String>,
+    /// How long a session is believed without asking the database whether it has ended. It is asked less than once in
+    /// this time; what ends a session is told to all replicas besides.
+    pub session_freshness: Duration,
     /// How long an access token lives that comes with a refresh token. Those without live until the logout.
     pub access_token_lifetime: Duration,
     /// The bound of the caches of sessions and filters together, in bytes.
@@ -76,6 +79,7 @@ impl AccountsOptions {
             registration_token: None,
             guest_access: false,
             shared_secret: None,
+            session_freshness: Duration::from_secs(60),
             access_token_lifetime: Duration::from_secs(60 * 60),
             cache_bytes: 16 * 1024 * 1024,
             password_cost: PasswordCost::default(),
@@ -109,7 +113,9 @@ impl Accounts {
             None => store.default_registration_token(&tokens::readable(24)).await?,
         };
         let passwords = Passwords::new(&options.password_cost)?;
-        let sessions = Arc::new(Sessions::new(store.clone(), options.clock.clone(), options.cache_bytes / 4 * 3));
+        let (clock, bytes) = (options.clock.clone(), options.cache_bytes / 4 * 3);
+        let sessions = Arc::new(Sessions::new(store.clone(), clock, options.session_freshness, bytes));
+        store.observe(Arc::new(sessions::Listener(Arc::downgrade(&sessions))));
         let filter_bytes = options.cache_bytes / 4;
         let (stop, stopped) = watch::channel(false);
         let keeper = tokio::spawn(sessions::keep(sessions.clone(), stopped));

@@ -10,6 +10,7 @@ use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
 use crate::{
     Accounts, Error, Result, Session,
     devices::{check_device_id, check_device_name},
+    sessions::Ended,
     tokens::{self, Token},
     usernames,
 };
@@ -137,7 +138,7 @@ impl Accounts {
         };
         let device_nid = self.store.log_in(login).await?.ok_or(Error::Deactivated)?;
         // A known device's tokens have ended.
-        self.forget_sessions(|session| session.device_nid == device_nid);
+        self.forget_sessions(&Ended::Device(device_nid));
         Ok(LoggedIn {
             user_id,
             device_id,
@@ -176,7 +177,7 @@ impl Accounts {
     /// Ends a session: its device goes, with its tokens.
     pub async fn log_out(&self, session: &Session) -> Result<()> {
         self.store.delete_devices(session.user_nid, &[session.device_id.as_str()]).await?;
-        self.forget_sessions(|known| known.device_nid == session.device_nid);
+        self.forget_sessions(&Ended::Device(session.device_nid));
         self.tell_devices_removed(&session.user_id, vec![session.device_id.clone()]).await;
         Ok(())
     }
@@ -184,7 +185,7 @@ impl Accounts {
     /// Ends all sessions of a user: all devices go, with their tokens.
     pub async fn log_out_everywhere(&self, user_nid: i64, user_id: &UserId) -> Result<()> {
         let gone = self.store.delete_all_devices(user_nid).await?;
-        self.forget_sessions(|known| known.user_nid == user_nid);
+        self.forget_sessions(&Ended::User(user_nid));
         self.tell_devices_removed(user_id, gone.into_iter().map(OwnedDeviceId::from).collect()).await;
         Ok(())
     }
@@ -196,7 +197,7 @@ impl Accounts {
         let before = if logout_devices { self.store.devices(session.user_nid).await? } else { Vec::new() };
         self.store.set_password(session.user_nid, &hash, keep).await?;
         if logout_devices {
-            self.forget_sessions(|known| known.user_nid == session.user_nid && known.device_nid != session.device_nid);
+            self.forget_sessions(&Ended::Others(session.user_nid, session.device_nid));
             let gone = before.into_iter().filter(|device| device.device_nid != session.device_nid);
             self.tell_devices_removed(&session.user_id, gone.map(|device| device.device_id.into()).collect()).await;
         }
@@ -216,7 +217,7 @@ impl Accounts {
         let hash = self.passwords.hash(password).await?;
         let before = self.store.devices(account.user_nid).await?;
         self.store.set_password(account.user_nid, &hash, KeepDevices::None).await?;
-        self.forget_sessions(|known| known.user_nid == account.user_nid);
+        self.forget_sessions(&Ended::User(account.user_nid));
         self.tell_devices_removed(user_id, before.into_iter().map(|device| device.device_id.into()).collect()).await;
         Ok(())
     }
@@ -226,7 +227,7 @@ impl Accounts {
     pub async fn deactivate(&self, user_nid: i64, user_id: &UserId, erase: bool) -> Result<()> {
         let devices = self.store.devices(user_nid).await?;
         let ended = self.store.deactivate_account(user_nid, erase, self.now_ms()).await?;
-        self.forget_sessions(|known| known.user_nid == user_nid);
+        self.forget_sessions(&Ended::User(user_nid));
         if ended {
             self.tell_devices_removed(user_id, devices.into_iter().map(|device| device.device_id.into()).collect())
                 .await;

@@ -2,26 +2,28 @@
 //!
 //! # How long a replica believes what it knows
 //!
-//! What ends a token here (a logout, a removed device, a new password) takes it out of this process's memory at once.
-//! Another replica, or a command of the operator beside the server, cannot do that. Therefore a session is believed
-//! for [`FRESH`]; until [`STALE`] it is still believed while the database is asked in the background; older than that,
-//! the request waits for the database. So a token that was ended elsewhere is refused here after [`STALE`] at the
-//! latest, and no request of a busy client ever waits.
+//! What ends a token here (a logout, a removed device, a new password) takes it out of this process's memory at once, and
+//! out of other replicas' by a notification. As that may get lost, and as a command of the operator beside a server with
+//! SQLite cannot send one, a session is believed for [`AccountsOptions::session_freshness`] only; for half as long again
+//! it is still believed while the database is asked in the background; older than that, the request waits for the
+//! database. So a token that was ended elsewhere is refused here after that time at the latest, and no request of a busy
+//! client ever waits.
 
 use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use myelin_store::{Sighting, Store, StoredSession};
+use myelin_store::{Batch, Ephemeral, Observer, Sighting, Store, StoredSession};
 use parking_lot::Mutex;
 use quick_cache::{Weighter, sync::Cache};
 use ruma::{OwnedDeviceId, OwnedUserId};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::{
@@ -29,10 +31,6 @@ use crate::{
     tokens::{Hash, hash},
 };
 
-/// How long a session is believed without asking the database.
-const FRESH: Duration = Duration::from_secs(5);
-/// How long a session is believed while the database is being asked.
-const STALE: Duration = Duration::from_secs(10);
 /// How often it is written down that a device was seen.
 const SIGHTING_PERIOD_MS: i64 = 60_000;
 /// How often sightings are written, all in one transaction.
@@ -123,9 +121,50 @@ impl Accounts {
         Ok(known.session.clone())
     }
 
-    /// Forgets the sessions in memory of which this holds: what they are may have changed.
-    pub(crate) fn forget_sessions(&self, which: impl Fn(&Session) -> bool) {
-        self.sessions.forget(which);
+    /// Forgets sessions in the memory of every replica: what they are may have changed.
+    pub(crate) fn forget_sessions(&self, which: &Ended) {
+        self.sessions.tell_ended(which);
+    }
+}
+
+/// Sessions that have ended, or changed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Ended {
+    /// Those of a device.
+    Device(i64),
+    /// Those of a user.
+    User(i64),
+    /// Those of a user but for one device.
+    Others(i64, i64),
+}
+
+impl Ended {
+    fn has(&self, session: &Session) -> bool {
+        match *self {
+            Self::Device(device_nid) => session.device_nid == device_nid,
+            Self::User(user_nid) => session.user_nid == user_nid,
+            Self::Others(user_nid, device_nid) => session.user_nid == user_nid && session.device_nid != device_nid,
+        }
+    }
+}
+
+/// What ended sessions are called among what replicas tell each other.
+const ENDED: &str = "sessions_ended";
+
+/// Hears of sessions that ended, here or on another replica.
+pub(crate) struct Listener(pub(crate) Weak<Sessions>);
+
+impl Observer for Listener {
+    fn committed(&self, _: &Batch) {}
+
+    fn passed(&self, ephemeral: &Ephemeral) {
+        if ephemeral.kind == ENDED
+            && let Some(sessions) = self.0.upgrade()
+            && let Ok(ended) = serde_json::from_str::<Ended>(&ephemeral.json)
+        {
+            sessions.forget(&ended);
+        }
     }
 }
 
@@ -146,6 +185,7 @@ pub(crate) struct Sessions {
     known: Cache<Hash, Arc<Known>, ByBytes>,
     /// Counts what was forgotten, so that what was read before that is not remembered after it.
     forgotten: AtomicU64,
+    freshness: Duration,
     sightings: Mutex<HashMap<i64, Sighting>>,
 }
 
@@ -160,12 +200,13 @@ impl Weighter<Hash, Arc<Known>> for ByBytes {
 }
 
 impl Sessions {
-    pub(crate) fn new(store: Arc<Store>, clock: Clock, bytes: u64) -> Self {
+    pub(crate) fn new(store: Arc<Store>, clock: Clock, freshness: Duration, bytes: u64) -> Self {
         Self {
             store,
             clock,
             known: Cache::with_weighter((bytes / 448).max(16) as usize, bytes, ByBytes),
             forgotten: AtomicU64::new(0),
+            freshness,
             sightings: Mutex::default(),
         }
     }
@@ -181,10 +222,10 @@ impl Sessions {
     async fn find(self: &Arc<Self>, hash: Hash) -> Result<Arc<Known>, SessionError> {
         if let Some(known) = self.known.get(&hash) {
             let age = known.read_at.elapsed();
-            if age < FRESH {
+            if age < self.freshness {
                 return Ok(known);
             }
-            if age < STALE {
+            if age < self.freshness / 2 * 3 {
                 if !known.being_read.swap(true, Ordering::Relaxed) {
                     let sessions = self.clone();
                     let old = known.clone();
@@ -207,7 +248,7 @@ impl Sessions {
 
     async fn read(&self, hash: Hash) -> Result<Arc<Known>, SessionError> {
         let unavailable = |error| SessionError::Unavailable(Error::Store(error));
-        let forgotten = self.forgotten.load(Ordering::Acquire);
+        let mut forgotten = self.forgotten.load(Ordering::Acquire);
         let Some(stored) = self.store.session(&hash).await.map_err(unavailable)? else {
             self.known.remove(&hash);
             return Err(SessionError::Unknown);
@@ -215,7 +256,8 @@ impl Sessions {
         if stored.unconfirmed {
             self.store.confirm_refresh(&hash).await.map_err(unavailable)?;
             // The device's token before this one has just ended.
-            self.known.retain(|_, known| known.session.device_nid != stored.device_nid);
+            self.tell_ended(&Ended::Device(stored.device_nid));
+            forgotten = self.forgotten.load(Ordering::Acquire);
         }
         let noted_ms = self.known.get(&hash).map_or(0, |known| known.noted_ms.load(Ordering::Relaxed));
         let known = Arc::new(Known {
@@ -231,9 +273,19 @@ impl Sessions {
         Ok(known)
     }
 
-    fn forget(&self, which: impl Fn(&Session) -> bool) {
+    /// Lets every replica forget sessions, this one before it returns.
+    fn tell_ended(&self, ended: &Ended) {
+        match serde_json::to_string(ended) {
+            Ok(json) => self.store.pass(&Ephemeral { kind: ENDED.to_owned(), json }),
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "could not write which sessions ended")
+            }
+        }
+    }
+
+    fn forget(&self, ended: &Ended) {
         self.forgotten.fetch_add(1, Ordering::AcqRel);
-        self.known.retain(|_, known| !which(&known.session));
+        self.known.retain(|_, known| !ended.has(&known.session));
     }
 
     fn note_sighting(&self, known: &Known, now_ms: i64, address: Option<IpAddr>) {
@@ -285,34 +337,55 @@ pub(crate) async fn keep(sessions: Arc<Sessions>, mut stop: watch::Receiver<bool
 mod tests {
     use std::{net::Ipv4Addr, time::Duration};
 
+    use myelin_store::{Database, testing::Fresh};
+
     use super::SessionError;
     use crate::{
-        Standing,
-        testing::{Server, on_both},
+        Accounts, AccountsOptions, NewDevice, NewUser, Standing,
+        testing::{CHEAP, PASSWORD, Server, on_both},
     };
 
-    /// A token works until it ends, here at once, on another replica soon.
+    /// A token works until it ends: here at once, on a replica that hears of it soon, and on one that does not when
+    /// what it knows is no longer fresh.
     #[tokio::test]
     async fn ended_sessions_are_refused_on_every_replica() {
+        for fresh in Fresh::each().await {
+            for freshness in [Duration::from_secs(60), Duration::from_secs(1)] {
+                let (here, there) = (fresh.open().await, fresh.open().await);
+                if matches!(here.database(), Database::Sqlite { .. }) && freshness > Duration::from_secs(1) {
+                    continue;
+                }
+                let options = AccountsOptions {
+                    session_freshness: freshness,
+                    password_cost: CHEAP,
+                    ..AccountsOptions::new(ruma::owned_server_name!("example.org"))
+                };
+                let accounts = Accounts::open(here, options.clone()).await.unwrap();
+                let replica = Accounts::open(there, options).await.unwrap();
+                let alice = format!("alice{}", freshness.as_secs());
+                let new = NewUser { username: &alice, password: PASSWORD, is_admin: false, display_name: None };
+                accounts.create_user(new).await.unwrap();
+                let token =
+                    accounts.log_in_by_password(&alice, PASSWORD, NewDevice::default()).await.unwrap().access_token;
+                let session = replica.session(&token, None).await.unwrap();
+                assert_eq!((session.user_id.localpart(), session.standing), (&*alice, Standing::Good));
+                accounts.session(&token, None).await.unwrap();
+                accounts.log_out(&session).await.unwrap();
+                assert!(matches!(accounts.session(&token, None).await, Err(SessionError::Unknown)));
+                let end = tokio::time::Instant::now() + Duration::from_secs(20);
+                while replica.session(&token, None).await.is_ok() {
+                    assert!(tokio::time::Instant::now() < end, "still believed");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+
+    /// Nothing that is longer than a token is looked for.
+    #[tokio::test]
+    async fn long_tokens_are_unknown() {
         on_both(async |server: &Server| {
             let accounts = server.accounts().await;
-            let replica = server.accounts().await;
-            let alice = server.user(&accounts, "alice").await;
-            let session = replica.session(&alice.access_token, None).await.unwrap();
-            assert_eq!((session.user_id.as_str(), session.standing), ("@alice:example.org", Standing::Good));
-            accounts.session(&alice.access_token, None).await.unwrap();
-            accounts.log_out(&session).await.unwrap();
-            let refused = accounts.session(&alice.access_token, None).await;
-            assert!(matches!(refused, Err(SessionError::Unknown)));
-            let end = tokio::time::Instant::now() + super::STALE + Duration::from_secs(2);
-            loop {
-                match replica.session(&alice.access_token, None).await {
-                    Err(SessionError::Unknown) => break,
-                    outcome => outcome.unwrap(),
-                };
-                assert!(tokio::time::Instant::now() < end, "still believed");
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
             assert!(matches!(accounts.session(&"x".repeat(10_000), None).await, Err(SessionError::Unknown)));
         })
         .await;

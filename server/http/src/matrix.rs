@@ -157,6 +157,8 @@ fn check_path(path: &RawPathParams, writes: bool) -> Result<(), ApiError> {
             // Of an event that would be too large.
             "event_type" | "state_key" if writes => return Err(ApiError::too_large(message)),
             "event_type" | "state_key" => {}
+            // It has an errcode of its own, `M_KEY_TOO_LARGE`.
+            "field" => {}
             _ => return Err(ApiError::invalid_param(message)),
         }
     }

@@ -6,7 +6,7 @@ use myelin_store::RoomName;
 use ruma::{CanonicalJsonObject, CanonicalJsonValue, OwnedRoomAliasId, OwnedUserId, RoomVersionId, UserId};
 use serde_json::json;
 
-use crate::{Error, Result, RoomWriter, Rooms, Template, membership::must_be_an_id, now_ms, writer::rules_of};
+use crate::{Error, Result, RoomWriter, Rooms, TRIES, Template, membership::must_be_an_id, now_ms, writer::rules_of};
 
 /// The settings that a client names at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,17 @@ impl Rooms {
     /// [`Error::UnsupportedRoomVersion`], [`Error::AliasTaken`], [`Error::InvalidRoomState`] when the settings
     /// contradict each other, [`Error::TooLarge`], [`Error::BadJson`].
     pub async fn create(self: &Arc<Self>, wanted: CreateRoom) -> Result<Arc<RoomName>> {
+        for _ in 0..TRIES {
+            if let Some(room) = Box::pin(self.try_to_create(&wanted)).await? {
+                return Ok(room);
+            }
+        }
+        Err(Error::Busy)
+    }
+
+    /// Makes a room; none if another replica was faster to make one with the same create event, which gives a room its
+    /// identifier: by the same user, with the same settings, in the same millisecond.
+    async fn try_to_create(self: &Arc<Self>, wanted: &CreateRoom) -> Result<Option<Arc<RoomName>>> {
         let rules = rules_of(&wanted.version)?;
         if let Some(alias) = &wanted.alias
             && self.store.alias(alias.as_str()).await?.is_some()
@@ -97,7 +108,7 @@ impl Rooms {
             content.insert("creator".into(), CanonicalJsonValue::String(wanted.creator.to_string()));
         }
         if privileged && trusted {
-            add_creators(&mut content, &wanted)?;
+            add_creators(&mut content, wanted)?;
         }
         let creator_nid = self.store.user_nid(&wanted.creator).await?;
         let alias = wanted.alias.as_ref().map(|alias| (alias.to_string(), creator_nid, now_ms() as i64));
@@ -107,14 +118,14 @@ impl Rooms {
 
         // 2. The creator joins.
         let member = self.member_content(&wanted.creator, "join", None).await?;
-        self.draft(&mut writer, &wanted, "m.room.member", wanted.creator.as_str(), member).await?;
+        self.draft(&mut writer, wanted, "m.room.member", wanted.creator.as_str(), member).await?;
         // 3. The power levels.
-        let power_levels = power_levels(&wanted, privileged);
-        self.draft(&mut writer, &wanted, "m.room.power_levels", "", power_levels).await?;
+        let power_levels = power_levels(wanted, privileged);
+        self.draft(&mut writer, wanted, "m.room.power_levels", "", power_levels).await?;
         // 4. The alias.
         if let Some(alias) = &wanted.alias {
             let content = object(json!({ "alias": alias }));
-            self.draft(&mut writer, &wanted, "m.room.canonical_alias", "", content).await?;
+            self.draft(&mut writer, wanted, "m.room.canonical_alias", "", content).await?;
         }
         // 5. The preset, where the initial state does not say otherwise.
         let given: BTreeSet<&str> = wanted
@@ -125,7 +136,7 @@ impl Rooms {
             .collect();
         for (event_type, content) in preset_state(wanted.preset) {
             if !given.contains(event_type) {
-                self.draft(&mut writer, &wanted, event_type, "", object(content)).await?;
+                self.draft(&mut writer, wanted, event_type, "", object(content)).await?;
             }
         }
         // 6. The initial state, save what the name and the topic take the place of.
@@ -133,16 +144,16 @@ impl Rooms {
             let replaced = (state.event_type == "m.room.name" && wanted.name.is_some())
                 || (state.event_type == "m.room.topic" && wanted.topic.is_some());
             if !replaced {
-                self.draft(&mut writer, &wanted, &state.event_type, &state.state_key, state.content.clone()).await?;
+                self.draft(&mut writer, wanted, &state.event_type, &state.state_key, state.content.clone()).await?;
             }
         }
         // 7. Name and topic.
         if let Some(name) = &wanted.name {
-            self.draft(&mut writer, &wanted, "m.room.name", "", object(json!({ "name": name }))).await?;
+            self.draft(&mut writer, wanted, "m.room.name", "", object(json!({ "name": name }))).await?;
         }
         if let Some(topic) = &wanted.topic {
             let content = object(json!({ "topic": topic, "m.topic": { "m.text": [{ "body": topic }] } }));
-            self.draft(&mut writer, &wanted, "m.room.topic", "", content).await?;
+            self.draft(&mut writer, wanted, "m.room.topic", "", content).await?;
         }
         // 8. The invitations.
         for invited in &wanted.invite {
@@ -150,15 +161,16 @@ impl Rooms {
             if wanted.is_direct {
                 member.insert("is_direct".into(), CanonicalJsonValue::Bool(true));
             }
-            self.draft(&mut writer, &wanted, "m.room.member", invited.as_str(), member).await?;
+            self.draft(&mut writer, wanted, "m.room.member", invited.as_str(), member).await?;
         }
 
         let room = writer.room().clone();
         match writer.submit().await {
-            Ok(_) => Ok(room),
+            Ok(_) => Ok(Some(room)),
             Err(error) => match &wanted.alias {
                 // Someone else may have taken the alias since we looked.
                 Some(alias) if self.store.alias(alias.as_str()).await?.is_some() => Err(Error::AliasTaken),
+                _ if self.store.room(&room.room_id).await?.is_some() => Ok(None),
                 _ => Err(error),
             },
         }

@@ -22,7 +22,10 @@ pub mod visibility;
 mod writer;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -57,6 +60,7 @@ pub struct Rooms {
     pub(crate) server_name: OwnedServerName,
     pub(crate) key: Ed25519KeyPair,
     slots: Cache<i64, Arc<Slot>>,
+    last_create_ts: AtomicU64,
     pub(crate) recent_transactions: Cache<Transaction, OwnedEventId>,
     /// What listed rooms tell of themselves, by snapshot.
     pub(crate) listings: Cache<i64, Arc<Listing>>,
@@ -76,6 +80,7 @@ impl Rooms {
             server_name,
             key,
             slots: Cache::new(HEADS),
+            last_create_ts: AtomicU64::new(0),
             recent_transactions: Cache::new(TRANSACTIONS),
             listings: Cache::new(LISTINGS),
         })
@@ -103,6 +108,15 @@ impl Rooms {
     pub(crate) fn slot(&self, room_nid: i64) -> Arc<Slot> {
         let made = self.slots.get_or_insert_with(&room_nid, || Ok::<_, std::convert::Infallible>(Arc::default()));
         made.unwrap_or_default()
+    }
+
+    /// The time for a create event: now, and later than all before it, since a create event's hash is the room's
+    /// identifier, and two rooms of one user with the same settings would else be one.
+    pub(crate) fn create_ts(&self) -> u64 {
+        let now = now_ms();
+        let last =
+            self.last_create_ts.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(now.max(last + 1)));
+        last.map_or(now, |last| now.max(last + 1))
     }
 
     /// Writes to a room, built anew while another replica is faster:

@@ -164,7 +164,8 @@ impl RoomWriter {
     ) -> Result<Self> {
         let rules = rules_of(version)?;
         let nid = rooms.store.take_nids(1).await?.start;
-        let template = Template::state(creator, "m.room.create", "", content);
+        let mut template = Template::state(creator, "m.room.create", "", content);
+        template.timestamp_ms = Some(rooms.create_ts());
         let by_hash = rules.authorization.room_create_event_id_as_room_id;
         let room_id = if by_hash {
             // The identifier is the create event's: known once that is signed.

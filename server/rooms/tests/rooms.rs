@@ -256,3 +256,25 @@ async fn an_event_that_is_refused_changes_nothing() {
     })
     .await;
 }
+
+/// A room's identifier is its create event's hash; rooms made alike at the same moment, by two replicas too, are still
+/// different ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn rooms_made_alike_differ() {
+    on_both(async |fresh: &Fresh| {
+        let store = fresh.open().await;
+        let alice = user("alice");
+        let replicas = [rooms_on(&store).await, rooms_on(&store).await];
+        let made = (0..40).map(|place| {
+            let (rooms, wanted) = (replicas[place % 2].clone(), wanted(&alice, "12", Preset::PrivateChat));
+            tokio::spawn(async move { rooms.create(wanted).await.unwrap().room_id.clone() })
+        });
+        let mut ids = std::collections::BTreeSet::new();
+        for room_id in made.collect::<Vec<_>>() {
+            ids.insert(room_id.await.unwrap());
+        }
+        assert_eq!(ids.len(), 40);
+        store.close().await;
+    })
+    .await;
+}

@@ -36,7 +36,7 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
 use quick_cache::sync::Cache;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 
 pub use self::{
     account_data::AccountData,
@@ -92,6 +92,7 @@ pub struct Store {
     tail: Mutex<Tail>,
     position: watch::Sender<i64>,
     observers: RwLock<Vec<Arc<dyn Observer>>>,
+    heralds: Option<mpsc::Sender<String>>,
     replica: u64,
     stop: watch::Sender<bool>,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
@@ -116,6 +117,7 @@ impl Store {
         let bytes = options.cache_bytes;
         let (queue, waiting) = committer::queue();
         let (stop, stopped) = watch::channel(false);
+        let (heralds, heralded) = stream::heralds(&database);
         let events_share = bytes / 10 * 4;
         let nodes_share = bytes / 10 * 2;
         let store = Arc::new(Self {
@@ -132,14 +134,17 @@ impl Store {
             tail: Mutex::new(Tail { pos }),
             position: watch::channel(pos).0,
             observers: RwLock::new(Vec::new()),
+            heralds,
             replica: rand::random(),
             stop,
             tasks: Mutex::new(Vec::new()),
         });
         let mut tasks = store.tasks.lock().await;
         tasks.push(tokio::spawn(committer::run(store.clone(), waiting, stopped.clone())));
+        tasks.push(tokio::spawn(stream::herald(store.clone(), heralded, stopped.clone())));
         tasks.push(tokio::spawn(stream::follow(store.clone(), stopped)));
         drop(tasks);
+        store.intern_common_keys().await?;
         Ok(store)
     }
 

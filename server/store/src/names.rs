@@ -281,6 +281,28 @@ impl Store {
         nids.into_iter().map(|nid| nid.ok_or(Error::Missing { what: "state key" })).collect()
     }
 
+    /// Gives numbers to the keys that are asked for in every room, so that they are found in memory from then on also
+    /// where no room has them.
+    pub(crate) async fn intern_common_keys(&self) -> Result<()> {
+        const COMMON: [&str; 13] = [
+            "m.room.avatar",
+            "m.room.canonical_alias",
+            "m.room.create",
+            "m.room.encryption",
+            "m.room.guest_access",
+            "m.room.history_visibility",
+            "m.room.join_rules",
+            "m.room.name",
+            "m.room.pinned_events",
+            "m.room.power_levels",
+            "m.room.server_acl",
+            "m.room.tombstone",
+            "m.room.topic",
+        ];
+        let keys = COMMON.map(|event_type| StateKey::new(event_type, ""));
+        self.key_nids(&keys).await.map(drop)
+    }
+
     /// The numbers of some state keys, where they have one, in the order asked.
     pub async fn known_key_nids(&self, keys: &[StateKey]) -> Result<Vec<Option<i64>>> {
         let mut nids: Vec<Option<i64>> = keys.iter().map(|key| self.names.keys.get(key)).collect();

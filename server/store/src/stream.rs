@@ -9,7 +9,7 @@ use std::{
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntGauge, register_int_counter, register_int_gauge};
 use sqlx::postgres::PgListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::{
@@ -21,6 +21,10 @@ use crate::{
 
 /// Changes that are read from the database at once when another replica wrote them.
 const GAP: i64 = 2000;
+/// Notifications that wait to be sent, at the most.
+const HERALDS: usize = 4096;
+/// The longest that PostgreSQL takes, in bytes, with some room.
+const NOTIFICATION_BYTES_MAX: usize = 7900;
 /// How often the stream is polled in case a notification was lost.
 const POLL: Duration = Duration::from_secs(2);
 
@@ -31,6 +35,14 @@ static POSITION: LazyLock<IntGauge> = LazyLock::new(|| {
 static GAPS: LazyLock<IntCounter> = LazyLock::new(|| {
     register_int_counter!("myelin_store_stream_gap_reads_total", "Times the stream was read from the database.")
         .expect("metric names are unique")
+});
+
+static NOT_PASSED: LazyLock<IntCounter> = LazyLock::new(|| {
+    register_int_counter!(
+        "myelin_store_ephemeral_lost_total",
+        "Typing, presence and ended sessions that other replicas could not be told of."
+    )
+    .expect("metric names are unique")
 });
 
 /// A committed change.
@@ -208,17 +220,15 @@ impl Store {
         self.observers.write().push(observer);
     }
 
-    /// Tells everyone, on every replica, of something that is not kept.
-    pub async fn pass(&self, ephemeral: Ephemeral) -> Result<()> {
-        match &self.database {
-            Database::Sqlite { .. } => {}
-            Database::Postgres(pool) => {
-                let payload = serde_json::json!([self.replica, ephemeral.kind, ephemeral.json]).to_string();
-                sqlx::query("SELECT pg_notify('myelin_ephemeral', $1)").bind(payload).execute(pool).await?;
-            }
+    /// Tells everyone of something that is not kept: here at once, on other replicas soon, and not at all if they
+    /// cannot be reached.
+    pub fn pass(&self, ephemeral: &Ephemeral) {
+        self.tell_passed(ephemeral);
+        let Some(heralds) = &self.heralds else { return };
+        let payload = serde_json::json!([self.replica, ephemeral.kind, ephemeral.json]).to_string();
+        if payload.len() > NOTIFICATION_BYTES_MAX || heralds.try_send(payload).is_err() {
+            NOT_PASSED.inc();
         }
-        self.tell_passed(&ephemeral);
-        Ok(())
     }
 
     fn tell_passed(&self, ephemeral: &Ephemeral) {
@@ -323,6 +333,53 @@ impl Store {
         let mut reader = database.reader().await?;
         let (pos,): (i64,) = row!(reader, "SELECT pos FROM stream WHERE id = 1")?;
         Ok(pos)
+    }
+}
+
+/// The way from [`Store::pass`] to the other replicas: none where there can be no others.
+pub(crate) fn heralds(database: &Database) -> (Option<mpsc::Sender<String>>, mpsc::Receiver<String>) {
+    let (sender, receiver) = mpsc::channel(HERALDS);
+    (matches!(database, Database::Postgres(_)).then_some(sender), receiver)
+}
+
+/// Notifies the other replicas, of all at once that came while the database took the last ones, until the store is
+/// closed.
+pub(crate) async fn herald(store: Arc<Store>, mut waiting: mpsc::Receiver<String>, mut stop: watch::Receiver<bool>) {
+    let Database::Postgres(pool) = &store.database else { return };
+    let mut payloads = Vec::new();
+    let mut stopping = false;
+    loop {
+        if stopping {
+            while payloads.len() < HERALDS
+                && let Ok(payload) = waiting.try_recv()
+            {
+                payloads.push(payload);
+            }
+            if payloads.is_empty() {
+                return;
+            }
+        } else {
+            tokio::select! {
+                biased;
+                _ = waiting.recv_many(&mut payloads, HERALDS) => {}
+                _ = stop.wait_for(|stop| *stop) => {
+                    stopping = true;
+                    continue;
+                }
+            }
+        }
+        let sent = sqlx::query("SELECT pg_notify('myelin_ephemeral', p) FROM unnest($1::text[]) AS p")
+            .bind(&payloads)
+            .execute(pool)
+            .await;
+        if let Err(error) = sent {
+            NOT_PASSED.inc_by(payloads.len() as u64);
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "could not tell other replicas of typing, presence and ended sessions"
+            );
+        }
+        payloads.clear();
     }
 }
 

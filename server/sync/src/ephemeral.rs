@@ -139,7 +139,7 @@ impl Sync {
         let timeout_ms = if typing { timeout.as_millis() as u64 } else { 0 };
         let notice = TypingNotice { room: room.nid, user: user_nid, timeout_ms };
         self.rouse(user_nid);
-        self.pass("typing", &notice).await
+        self.pass("typing", &notice)
     }
 
     /// Sets a user's presence.
@@ -188,11 +188,10 @@ impl Sync {
         let rooms = rooms_to_name(self.joined_rooms_of(user_nid).await?);
         let origin = self.live.origin();
         self.pass_presence(PresenceNotice { origin, user: user_nid, presence: state, status_msg, active_ms, rooms })
-            .await
     }
 
-    pub(crate) async fn pass_presence(&self, notice: PresenceNotice) -> Result<()> {
-        self.pass("presence", &notice).await
+    pub(crate) fn pass_presence(&self, notice: PresenceNotice) -> Result<()> {
+        self.pass("presence", &notice)
     }
 
     pub(crate) async fn require_joined(&self, room_nid: i64, user_nid: i64) -> Result<()> {
@@ -220,8 +219,9 @@ impl Sync {
         Ok(joined.map(|member| member.room_nid).collect())
     }
 
-    async fn pass(&self, kind: &str, notice: &impl Serialize) -> Result<()> {
+    fn pass(&self, kind: &str, notice: &impl Serialize) -> Result<()> {
         let json = serde_json::to_string(notice).map_err(Error::Write)?;
-        Ok(self.store.pass(Ephemeral { kind: kind.to_owned(), json }).await?)
+        self.store.pass(&Ephemeral { kind: kind.to_owned(), json });
+        Ok(())
     }
 }

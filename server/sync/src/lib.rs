@@ -347,7 +347,7 @@ impl Sync {
         if self.options.presence && count.is_multiple_of(PRESENCE_TICKS) {
             for notice in self.live.sweep_presence(|user_nid| self.index.is_waiting(user_nid), now) {
                 let user_nid = notice.user;
-                match self.pass_presence(notice).await {
+                match self.pass_presence(notice) {
                     Ok(()) => self.live.mark_idle(user_nid),
                     Err(error) => {
                         tracing::warn!(error = &error as &dyn std::error::Error, "could not tell of a user's presence");

@@ -98,7 +98,9 @@ impl SetPassword {
                 Error::WrongPassword => Failure::new(Exit::Usage, anyhow!("there is no account {user_id}")),
                 error => refusal(&user_id, error),
             })?;
-            print(&format!("{user_id} has the new password, and is logged out everywhere.\n"))
+            print(&format!(
+                "{user_id} has the new password. Its devices are logged out, by a running server within a minute or two.\n"
+            ))
         })
     }
 }
@@ -122,6 +124,9 @@ fn with_accounts(config: &Config, work: impl AsyncFnOnce(&Accounts) -> Result<()
 /// The account that is meant by its name or its whole identifier; of this server in any case.
 fn own_user_id(config: &Config, name: &str) -> Result<OwnedUserId, Failure> {
     let usage = |error: anyhow::Error| Failure::new(Exit::Usage, error);
+    if name.is_empty() {
+        return Err(usage(anyhow!("the account's name is empty")));
+    }
     let user_id = UserId::parse_with_server_name(name, &config.server_name)
         .map_err(|error| usage(anyhow!("{name:?} is no account's name: {error}")))?;
     if *user_id.server_name() != *config.server_name {

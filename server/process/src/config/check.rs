@@ -144,11 +144,9 @@ impl Config {
             if listener.resources.is_empty() {
                 found.push(Problem::error(&key("resources"), "it is empty, so nothing would be answered there"));
             }
-            for resource in [Resource::Federation, Resource::Admin] {
-                if listener.resources.contains(&resource) {
-                    let message = format!("`{resource}` comes with a later release and answers nothing yet");
-                    found.push(Problem::warning(&key("resources"), message));
-                }
+            if listener.resources.contains(&Resource::Federation) {
+                let message = "`federation` comes with a later release and answers nothing yet";
+                found.push(Problem::warning(&key("resources"), message));
             }
             if listener.tls {
                 found.push(Problem::error(
