@@ -79,7 +79,7 @@ impl AccountsOptions {
             registration_token: None,
             guest_access: false,
             shared_secret: None,
-            session_freshness: Duration::from_secs(60),
+            session_freshness: Duration::from_secs(300),
             access_token_lifetime: Duration::from_secs(60 * 60),
             cache_bytes: 16 * 1024 * 1024,
             password_cost: PasswordCost::default(),

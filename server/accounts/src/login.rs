@@ -218,6 +218,7 @@ impl Accounts {
         let before = self.store.devices(account.user_nid).await?;
         self.store.set_password(account.user_nid, &hash, KeepDevices::None).await?;
         self.forget_sessions(&Ended::User(account.user_nid));
+        self.store.doubt_sessions().await?;
         self.tell_devices_removed(user_id, before.into_iter().map(|device| device.device_id.into()).collect()).await;
         Ok(())
     }

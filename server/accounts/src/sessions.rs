@@ -3,11 +3,11 @@
 //! # How long a replica believes what it knows
 //!
 //! What ends a token here (a logout, a removed device, a new password) takes it out of this process's memory at once, and
-//! out of other replicas' by a notification. As that may get lost, and as a command of the operator beside a server with
-//! SQLite cannot send one, a session is believed for [`AccountsOptions::session_freshness`] only; for half as long again
-//! it is still believed while the database is asked in the background; older than that, the request waits for the
-//! database. So a token that was ended elsewhere is refused here after that time at the latest, and no request of a busy
-//! client ever waits.
+//! out of other replicas' by a notification. Whoever could not hear notifications for a while forgets all sessions; and as
+//! a command of the operator beside a server with SQLite cannot send one, it leaves a mark in the database, which is
+//! looked for every few seconds. Should all that fail, a session is believed for
+//! [`AccountsOptions::session_freshness`](crate::AccountsOptions::session_freshness) only; for half as long again it is
+//! still believed while the database is asked in the background; older than that, the request waits for the database.
 
 use std::{
     collections::HashMap,
@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// How often it is written down that a device was seen.
-const SIGHTING_PERIOD_MS: i64 = 60_000;
+const SIGHTING_PERIOD_MS: i64 = 180_000;
 /// How often sightings are written, all in one transaction.
 const WRITE_PERIOD: Duration = Duration::from_secs(10);
 /// Sightings that wait to be written, at the most; those beyond are lost until the device is seen again.
@@ -166,6 +166,12 @@ impl Observer for Listener {
             sessions.forget(&ended);
         }
     }
+
+    fn missed(&self) {
+        if let Some(sessions) = self.0.upgrade() {
+            sessions.forget_all();
+        }
+    }
 }
 
 /// A session in memory.
@@ -234,7 +240,8 @@ impl Sessions {
                 return Ok(known);
             }
         }
-        self.read(hash).await
+        // In a box of its own, which requests with a known session do without.
+        Box::pin(self.read(hash)).await
     }
 
     /// At most one at a time for a session that is in use.
@@ -288,6 +295,25 @@ impl Sessions {
         self.known.retain(|_, known| !ended.has(&known.session));
     }
 
+    fn forget_all(&self) {
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
+        self.known.clear();
+    }
+
+    /// Forgets all sessions if another process, such as the operator's command, said that they are to be doubted.
+    async fn heed_doubts(&self, heeded: &mut Option<i64>) {
+        match self.store.session_doubts().await {
+            Ok(doubts) => {
+                if heeded.replace(doubts).is_some_and(|heeded| heeded != doubts) {
+                    self.forget_all();
+                }
+            }
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "could not ask whether to doubt sessions");
+            }
+        }
+    }
+
     fn note_sighting(&self, known: &Known, now_ms: i64, address: Option<IpAddr>) {
         let noted_ms = known.noted_ms.load(Ordering::Relaxed);
         if now_ms - noted_ms < SIGHTING_PERIOD_MS {
@@ -319,7 +345,9 @@ impl Sessions {
 /// Writes sightings down and removes authentications that have expired, until the end.
 pub(crate) async fn keep(sessions: Arc<Sessions>, mut stop: watch::Receiver<bool>) {
     let mut rounds: u32 = 0;
+    let mut heeded = None;
     loop {
+        sessions.heed_doubts(&mut heeded).await;
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
             () = tokio::time::sleep(WRITE_PERIOD) => {}
@@ -391,7 +419,7 @@ mod tests {
         .await;
     }
 
-    /// It is written down, once a minute at the most, when and where a device was seen.
+    /// It is written down, once in three minutes at the most, when and where a device was seen.
     #[tokio::test]
     async fn sightings_are_written_together() {
         on_both(async |server: &Server| {

@@ -260,6 +260,24 @@ impl Database {
         Ok(value.map(|(value,)| value))
     }
 
+    /// How often [`Database::bump`] was called.
+    pub(crate) async fn count_of(&self, key: &str) -> Result<i64> {
+        let count = self.instance(key).await?;
+        Ok(count.and_then(|count| count.parse().ok()).unwrap_or(0))
+    }
+
+    /// Adds one to a number about the installation.
+    pub(crate) async fn bump(&self, key: &str) -> Result<()> {
+        let mut transaction = self.begin().await?;
+        execute!(
+            transaction,
+            "INSERT INTO instance (key, value) VALUES ($1, '1')
+             ON CONFLICT (key) DO UPDATE SET value = CAST(CAST(instance.value AS BIGINT) + 1 AS TEXT)",
+            key
+        )?;
+        transaction.commit().await
+    }
+
     pub(crate) async fn close(&self) {
         match self {
             Self::Sqlite { readers, writer } => {

@@ -2,7 +2,7 @@
 
 use crate::{
     Result, Store,
-    sql::{Texts, execute, listed, optional, rows},
+    sql::{Ids, Sql, Texts, execute, listed, optional, rows},
 };
 
 /// A device.
@@ -106,20 +106,25 @@ impl Store {
         if sightings.is_empty() {
             return Ok(());
         }
-        let mut in_order: Vec<&Sighting> = sightings.iter().collect();
-        // Replicas that write the same rows take them in the same order, so that none waits for the other.
-        in_order.sort_by_key(|sighting| sighting.device_nid);
+        let nids: Vec<i64> = sightings.iter().map(|sighting| sighting.device_nid).collect();
+        let ts: Vec<i64> = sightings.iter().map(|sighting| sighting.ts).collect();
+        let ips: Vec<&str> = sightings.iter().map(|sighting| sighting.ip.as_deref().unwrap_or_default()).collect();
         let mut transaction = self.database.begin().await?;
-        for sighting in in_order {
-            execute!(
-                transaction,
-                "UPDATE devices SET last_seen_ts = $2, last_seen_ip = COALESCE($3, last_seen_ip)
-                 WHERE device_nid = $1 AND last_seen_ts <= $2",
-                sighting.device_nid,
-                sighting.ts,
-                sighting.ip.as_deref()
-            )?;
-        }
+        let sql = Sql {
+            sqlite:
+                "UPDATE devices SET last_seen_ts = t.value, last_seen_ip = COALESCE(NULLIF(i.value, ''), last_seen_ip)
+                     FROM json_each($1) AS n JOIN json_each($2) AS t ON t.key = n.key
+                     JOIN json_each($3) AS i ON i.key = n.key
+                     WHERE device_nid = n.value AND last_seen_ts <= t.value",
+            // Replicas that write the same rows take them in the same order, so that none waits for the other.
+            postgres: "WITH locked AS (SELECT device_nid FROM devices WHERE device_nid = ANY($1)
+                                       ORDER BY device_nid FOR UPDATE)
+                       UPDATE devices AS d
+                       SET last_seen_ts = s.ts, last_seen_ip = COALESCE(NULLIF(s.ip, ''), d.last_seen_ip)
+                       FROM locked JOIN unnest($1, $2::bigint[], $3::text[]) AS s(device_nid, ts, ip) USING (device_nid)
+                       WHERE d.device_nid = s.device_nid AND d.last_seen_ts <= s.ts",
+        };
+        execute!(transaction, sql, Ids(&nids), Ids(&ts), Texts(&ips))?;
         transaction.commit().await
     }
 }

@@ -95,6 +95,8 @@ pub trait Observer: Send + Sync {
     fn passed(&self, ephemeral: &Ephemeral) {
         let _ = ephemeral;
     }
+    /// For a while, what passed by at other replicas could not be heard here.
+    fn missed(&self) {}
 }
 
 /// How far the stream has been told to the observers.
@@ -408,6 +410,9 @@ async fn listen(store: &Arc<Store>, pool: &sqlx::PgPool) -> Result<()> {
     listener.eager_reconnect(false);
     listener.listen_all(["myelin_stream", "myelin_ephemeral"]).await?;
     info!("following the database's notifications");
+    for observer in store.observers.read().iter() {
+        observer.missed();
+    }
     loop {
         let notification = match tokio::time::timeout(POLL, listener.try_recv()).await {
             Ok(notification) => notification?,

@@ -90,7 +90,20 @@ pub enum RefreshOutcome {
     Locked,
 }
 
+/// The number about the installation that grows with [`Store::doubt_sessions`].
+const SESSION_DOUBTS: &str = "session_doubts";
+
 impl Store {
+    /// Grows whenever [`Store::doubt_sessions`] is called, by whatever process.
+    pub async fn session_doubts(&self) -> Result<i64> {
+        self.database.count_of(SESSION_DOUBTS).await
+    }
+
+    /// Tells every process on this database, also those that no notification reaches, to ask anew for every session.
+    pub async fn doubt_sessions(&self) -> Result<()> {
+        self.database.bump(SESSION_DOUBTS).await
+    }
+
     /// Logs a device in. The tokens that it had before end. `None` if the account is not active.
     pub async fn log_in(&self, login: LogIn<'_>) -> Result<Option<i64>> {
         let device_nid = self.take_nids(1).await?.start;

@@ -19,9 +19,15 @@ pub(super) async fn poll(
     RawQuery(query): RawQuery,
     request: Matrix<Request>,
 ) -> Result<RawJson> {
+    // In a box of its own: what is only needed to read the request must not be held while the client waits.
+    let request = Box::pin(read(&services, query, request)).await?;
+    Ok(services.sync.sync(request).await?.into())
+}
+
+async fn read(services: &Services, query: Option<String>, request: Matrix<Request>) -> Result<SyncRequest> {
     let session = request.caller;
     let Request { filter, since, full_state, set_presence, timeout, use_state_after, .. } = request.body;
-    let filter = filter_of(&services, session.user_nid, filter).await?;
+    let filter = filter_of(services, session.user_nid, filter).await?;
     let since = match since.filter(|since| !since.is_empty()) {
         Some(since) => Some(since.parse().map_err(|_| ApiError::invalid_param("since is no token of this server"))?),
         None => None,
@@ -31,7 +37,7 @@ pub(super) async fn poll(
         (false, true) => StateForm::AfterUnstable,
         (false, false) => StateForm::Before,
     };
-    let request = SyncRequest {
+    Ok(SyncRequest {
         user_nid: session.user_nid,
         user_id: session.user_id.clone(),
         device_nid: session.device_nid,
@@ -41,9 +47,7 @@ pub(super) async fn poll(
         timeout: timeout.unwrap_or_default(),
         set_presence,
         state_form,
-    };
-    drop(session);
-    Ok(services.sync.sync(request).await?.into())
+    })
 }
 
 /// "The server will detect whether it is an ID or a JSON object by whether the first character is a { open brace."

@@ -99,7 +99,7 @@ impl SetPassword {
                 error => refusal(&user_id, error),
             })?;
             print(&format!(
-                "{user_id} has the new password. Its devices are logged out, by a running server within a minute or two.\n"
+                "{user_id} has the new password. Its devices are logged out, by a running server within some seconds.\n"
             ))
         })
     }
