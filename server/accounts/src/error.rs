@@ -39,6 +39,9 @@ pub enum Error {
     /// No such user, no password, or another one: who asks does not learn which.
     #[error("the user name or the password is wrong")]
     WrongPassword,
+    /// The user is named by an e-mail address, a phone number or the like, and no account has any.
+    #[error("unknown third-party identifier")]
+    UnknownThirdPartyIdentifier,
     /// The password is empty.
     #[error("the password is empty")]
     EmptyPassword,

@@ -32,6 +32,14 @@ pub struct NewDevice<'a> {
     pub can_refresh: bool,
 }
 
+impl NewDevice<'_> {
+    /// Refuses a device that nobody could log in on, so that nothing has to be undone for its sake.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.device_id.map_or(Ok(()), check_device_id)?;
+        self.initial_display_name.map_or(Ok(()), check_device_name)
+    }
+}
+
 /// Someone is logged in.
 #[derive(Clone)]
 pub struct LoggedIn {
@@ -79,7 +87,7 @@ impl Accounts {
     /// [`Error::WrongPassword`] for an unknown user as for a wrong password, after the same time;
     /// [`Error::Deactivated`] and [`Error::Locked`].
     pub async fn log_in_by_password(&self, name: &str, password: &str, device: NewDevice<'_>) -> Result<LoggedIn> {
-        check_device(&device)?;
+        device.check()?;
         let account = self.meant_account(name).await?;
         // Nobody has the password of an account that has ended, so that it can be told to whomever asks.
         if account.as_ref().is_some_and(|account| account.deactivated_ts.is_some()) {
@@ -94,13 +102,22 @@ impl Accounts {
         }
     }
 
+    /// What attempts to log in as "user ID or user localpart" are counted by: the same for all spellings that can mean
+    /// the same user.
+    #[must_use]
+    pub fn login_key(&self, name: &str) -> String {
+        let meant = usernames::meant(name, &self.options.server_name);
+        // A name that means nobody opens no account: how it is counted does not matter.
+        meant.last().map_or_else(|| name.to_owned(), |user_id| user_id.to_string())
+    }
+
     /// Logs in by a token of [`Accounts::create_login_token`], which is used up.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidLoginToken`], [`Error::Deactivated`], [`Error::Locked`].
     pub async fn log_in_by_token(&self, token: &str, device: NewDevice<'_>) -> Result<LoggedIn> {
-        check_device(&device)?;
+        device.check()?;
         let taken = self.store.take_login_token(&tokens::hash(token), self.now_ms()).await?;
         let user_id = taken.ok_or(Error::InvalidLoginToken)?;
         let account = self.store.account(&user_id).await?.ok_or(Error::InvalidLoginToken)?;
@@ -121,7 +138,7 @@ impl Accounts {
 
     /// Logs a user in without asking for anything: whoever calls this has asked.
     pub(crate) async fn log_in(&self, user_nid: i64, user_id: OwnedUserId, device: NewDevice<'_>) -> Result<LoggedIn> {
-        check_device(&device)?;
+        device.check()?;
         let device_id = device.device_id.map_or_else(new_device_id, DeviceId::to_owned);
         let access = Token::access();
         let refresh = device.can_refresh.then(Token::refresh);
@@ -223,8 +240,8 @@ impl Accounts {
         Ok(())
     }
 
-    /// Ends an account for good. With `erase`, its profile goes, and its events are shown redacted to those who join
-    /// later.
+    /// Ends an account for good. With `erase`, its profile and its account data go, and its events are shown redacted to
+    /// those who join later.
     pub async fn deactivate(&self, user_nid: i64, user_id: &UserId, erase: bool) -> Result<()> {
         let devices = self.store.devices(user_nid).await?;
         let ended = self.store.deactivate_account(user_nid, erase, self.now_ms()).await?;
@@ -256,11 +273,6 @@ impl Accounts {
     pub(crate) async fn hash_password(&self, password: &str) -> Result<String> {
         self.passwords.hash(password).await
     }
-}
-
-fn check_device(device: &NewDevice<'_>) -> Result<()> {
-    device.device_id.map_or(Ok(()), check_device_id)?;
-    device.initial_display_name.map_or(Ok(()), check_device_name)
 }
 
 fn new_device_id() -> OwnedDeviceId {

@@ -72,12 +72,7 @@ impl Passwords {
 
     /// A password as it is stored.
     pub(crate) async fn hash(&self, password: &str) -> Result<String> {
-        if password.is_empty() {
-            return Err(Error::EmptyPassword);
-        }
-        if password.len() > PASSWORD_BYTES_MAX {
-            return Err(Error::PasswordTooLong);
-        }
+        check_password(password)?;
         let (argon2, password) = (self.argon2.clone(), password.to_owned());
         self.in_background(move || hash(&argon2, &password)).await
     }
@@ -106,6 +101,17 @@ impl Passwords {
         });
         task.await.map_err(Error::HashThread)?
     }
+}
+
+/// Refuses what can be nobody's password.
+pub(crate) fn check_password(password: &str) -> Result<()> {
+    if password.is_empty() {
+        return Err(Error::EmptyPassword);
+    }
+    if password.len() > PASSWORD_BYTES_MAX {
+        return Err(Error::PasswordTooLong);
+    }
+    Ok(())
 }
 
 /// A place in the queue.

@@ -111,7 +111,8 @@ impl Accounts {
             ("displayname" | "avatar_url", Value::String(text)) if text.is_empty() => {
                 return self.delete_profile_field(user_nid, user_id, field).await;
             }
-            ("displayname", value) => check_display_name(value)?,
+            ("displayname", Value::String(name)) => check_display_name(name)?,
+            ("displayname", _) => return Err(Error::InvalidFieldValue("displayname must be a string")),
             ("avatar_url", value) => check_avatar_url(value)?,
             ("m.tz", value) if !value.is_string() => return Err(Error::InvalidFieldValue("m.tz must be a string")),
             _ => {}
@@ -180,12 +181,12 @@ fn check_field_name(field: &str) -> Result<()> {
     if starts && field.bytes().all(fits) { Ok(()) } else { Err(Error::InvalidFieldName) }
 }
 
-fn check_display_name(value: &Value) -> Result<()> {
-    match value.as_str() {
-        Some(name) if name.len() <= DISPLAY_NAME_BYTES_MAX => Ok(()),
-        Some(_) => Err(Error::InvalidFieldValue("displayname must have at most 1024 bytes")),
-        None => Err(Error::InvalidFieldValue("displayname must be a string")),
+/// Refuses a name that no profile can have.
+pub(crate) fn check_display_name(name: &str) -> Result<()> {
+    if name.len() > DISPLAY_NAME_BYTES_MAX {
+        return Err(Error::InvalidFieldValue("displayname must have at most 1024 bytes"));
     }
+    Ok(())
 }
 
 fn check_avatar_url(value: &Value) -> Result<()> {

@@ -6,7 +6,10 @@ use myelin_store::{AccountCreation, NewAccount};
 use ruma::{OwnedUserId, UserId};
 use subtle::ConstantTimeEq as _;
 
-use crate::{Accounts, Authorization, Error, LoggedIn, NewDevice, Result, Stage, tokens, usernames};
+use crate::{
+    Accounts, Authorization, Error, LoggedIn, NewDevice, Result, Stage, passwords::check_password,
+    profiles::check_display_name, tokens, usernames,
+};
 
 /// Characters of a name that we choose, and how many.
 const NAME_CHARACTERS: &[u8] = b"abcdefghijkmnpqrstuvwxyz23456789";
@@ -68,6 +71,24 @@ impl Accounts {
         }
     }
 
+    /// Refuses what [`Accounts::register`] would refuse, as far as it is known yet; before anything has to be shown.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidUsername`], [`Error::UserInUse`], and those of passwords and devices.
+    pub async fn check_registration(
+        &self,
+        username: Option<&str>,
+        password: Option<&str>,
+        device: Option<&NewDevice<'_>>,
+    ) -> Result<()> {
+        if let Some(username) = username {
+            self.check_username(username).await?;
+        }
+        password.map_or(Ok(()), check_password)?;
+        device.map_or(Ok(()), NewDevice::check)
+    }
+
     /// Makes the account of someone who has done what [`Accounts::registration_flows`] asks for.
     ///
     /// # Errors
@@ -80,6 +101,7 @@ impl Accounts {
         authorization: Authorization,
     ) -> Result<(OwnedUserId, Option<LoggedIn>)> {
         self.registration_flows()?;
+        registration.device.as_ref().map_or(Ok(()), NewDevice::check)?;
         let password_hash = self.hash_password(registration.password).await?;
         // The shared token has no row that could be used up.
         let token = authorization.registration_token.filter(|token| !self.is_shared_token(token));
@@ -101,13 +123,14 @@ impl Accounts {
     ///
     /// # Errors
     ///
-    /// [`Error::GuestAccessDisabled`].
+    /// [`Error::GuestAccessDisabled`], [`Error::DeviceNameTooLong`].
     pub async fn register_guest(&self, device_name: Option<&str>) -> Result<LoggedIn> {
         if !self.options.guest_access {
             return Err(Error::GuestAccessDisabled);
         }
-        let (user_nid, user_id) = self.create_nameless("guest-", None, Kind::Guest, None).await?;
         let device = NewDevice { initial_display_name: device_name, ..NewDevice::default() };
+        device.check()?;
+        let (user_nid, user_id) = self.create_nameless("guest-", None, Kind::Guest, None).await?;
         self.log_in(user_nid, user_id, device).await
     }
 
@@ -118,6 +141,7 @@ impl Accounts {
     /// [`Error::InvalidUsername`], [`Error::UserInUse`], and those of passwords and profiles.
     pub async fn create_user(&self, new: NewUser<'_>) -> Result<OwnedUserId> {
         let user_id = usernames::new_user(new.username, &self.options.server_name)?;
+        new.display_name.map_or(Ok(()), check_display_name)?;
         let password_hash = self.hash_password(new.password).await?;
         let kind = if new.is_admin { Kind::Admin } else { Kind::User };
         let user_nid = self.create(&user_id, Some(&password_hash), kind, None).await?;

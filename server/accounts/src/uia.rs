@@ -202,7 +202,10 @@ impl Accounts {
         password: &str,
     ) -> Result<Result<(), Attempt>, Error> {
         let wrong = Attempt(ErrorKind::Forbidden, "Invalid username or password");
-        let (Some(user_id), UserIdentifier::Matrix(named)) = (user_id, identifier) else { return Ok(Err(wrong)) };
+        // "In the case that the homeserver does not know about the supplied 3PID, the homeserver must respond with 403
+        // Forbidden." We know none.
+        let UserIdentifier::Matrix(named) = identifier else { return Err(Error::UnknownThirdPartyIdentifier) };
+        let Some(user_id) = user_id else { return Ok(Err(wrong)) };
         // Whoever asks shows the own password, not anybody's.
         if !usernames::meant(&named.user, self.server_name()).iter().any(|meant| meant == user_id) {
             return Ok(Err(wrong));

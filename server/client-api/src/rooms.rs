@@ -34,7 +34,7 @@ mod upgrade;
 
 use std::sync::Arc;
 
-use axum::Router;
+use axum::{Router, extract::RawPathParams};
 use myelin_http::{ApiError, Endpoints as _, LimitKind, RouteOptions, Session};
 use myelin_rooms::{Error, Rooms, Transaction};
 use myelin_store::RoomName;
@@ -120,4 +120,10 @@ fn transaction(session: &Session, scope: &[&str], txn_id: &TransactionId) -> Tra
     let scope = scope.iter().map(|part| part.replace('%', "%25").replace('/', "%2F").replace(' ', "%20"));
     let scope = scope.collect::<Vec<_>>().join("/");
     Transaction { device_nid: session.device_nid, scope, id: txn_id.to_string() }
+}
+
+/// The type of an event as the path has it: ruma's types would put the specification's name in the place of some others.
+fn event_type(path: &RawPathParams) -> Result<&str> {
+    let found = path.iter().find(|(name, _)| *name == "event_type").map(|(_, value)| value);
+    found.ok_or_else(|| ApiError::missing_param("the path has no event type").into())
 }

@@ -1,10 +1,10 @@
 //! The published rooms of this server.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use myelin_store::{Event, PublicRoom, StateKey};
-use ruma::{OwnedMxcUri, OwnedRoomAliasId, OwnedRoomId};
+use myelin_store::{Batch, Change, Event, Observer, PublicRoom, StateKey, redacted_event_id};
+use ruma::{OwnedEventId, OwnedMxcUri, OwnedRoomAliasId, OwnedRoomId};
 use serde::de::DeserializeOwned;
 
 use crate::{Result, Rooms};
@@ -12,9 +12,10 @@ use crate::{Result, Rooms};
 /// Rooms whose state is read at the same time, when it is not in memory.
 const READERS: usize = 4;
 
-/// What a room tells of itself, from one snapshot of its state: it never changes.
+/// What a room tells of itself, from one snapshot of its state: it changes only when one of the events is redacted.
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
+    event_ids: Vec<OwnedEventId>,
     /// The name.
     pub name: Option<String>,
     /// The topic.
@@ -75,7 +76,7 @@ impl Rooms {
 
     async fn listings(&self, rooms: Vec<PublicRoom>) -> Result<Vec<(OwnedRoomId, i64, Arc<Listing>)>> {
         let keys = Listing::keys();
-        // Most are in memory: a listing belongs to a snapshot, which never changes.
+        // Most are in memory: a listing belongs to a snapshot, which never changes but by redactions.
         stream::iter(rooms)
             .map(|room| {
                 let keys = &keys;
@@ -98,6 +99,23 @@ impl Rooms {
     }
 }
 
+/// Forgets what redacted events have told of rooms.
+pub(crate) struct Redactions(pub(crate) Weak<Rooms>);
+
+impl Observer for Redactions {
+    fn committed(&self, batch: &Batch) {
+        for change in &batch.changes {
+            if let Change::Event(event) = change
+                && event.event_type() == "m.room.redaction"
+                && let Some(target) = redacted_event_id(event)
+                && let Some(rooms) = self.0.upgrade()
+            {
+                rooms.listings.retain(|_, listing| !listing.event_ids.iter().any(|id| *id == target));
+            }
+        }
+    }
+}
+
 impl Listing {
     fn keys() -> [StateKey; 8] {
         [
@@ -115,7 +133,8 @@ impl Listing {
 
     /// Reads the state events that say it; a field of the wrong shape counts as absent.
     fn from_state(events: &[Arc<Event>]) -> Self {
-        let mut listing = Self { join_rule: "invite".to_owned(), ..Self::default() };
+        let event_ids = events.iter().map(|event| event.event_id.clone()).collect();
+        let mut listing = Self { event_ids, join_rule: "invite".to_owned(), ..Self::default() };
         for event in events {
             match event.event_type() {
                 "m.room.create" => listing.room_type = field(event, "type"),

@@ -102,7 +102,12 @@ impl Rooms {
         if reader.left.as_ref().and_then(|left| left.pos).is_some_and(|end| end <= pos) {
             return self.readable_root(reader).await;
         }
-        Ok(self.store.last_event_at(reader.room.nid, pos).await?.map_or(0, |event| event.room_state))
+        let Some(event) = self.store.last_event_at(reader.room.nid, pos).await? else { return Ok(0) };
+        let root = event.room_state;
+        if self.visible(&reader.room, &reader.viewer, vec![event]).await?.is_empty() {
+            return Err(Error::forbidden("you may not see the room's state at that point"));
+        }
+        Ok(root)
     }
 
     /// An event of the room, if the reader may see it.

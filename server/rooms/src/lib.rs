@@ -75,15 +75,17 @@ impl std::fmt::Debug for Rooms {
 impl Rooms {
     /// Opens the rooms of a server, which signs with this key.
     pub fn new(store: Arc<Store>, server_name: OwnedServerName, key: Ed25519KeyPair) -> Arc<Self> {
-        Arc::new(Self {
-            store,
+        let rooms = Arc::new(Self {
+            store: store.clone(),
             server_name,
             key,
             slots: Cache::new(HEADS),
             last_create_ts: AtomicU64::new(0),
             recent_transactions: Cache::new(TRANSACTIONS),
             listings: Cache::new(LISTINGS),
-        })
+        });
+        store.observe(Arc::new(directory::Redactions(Arc::downgrade(&rooms))));
+        rooms
     }
 
     /// The store.

@@ -158,8 +158,6 @@ struct Allow {
 #[derive(serde::Deserialize)]
 struct MemberContent {
     membership: String,
-    displayname: Option<String>,
-    avatar_url: Option<String>,
 }
 
 /// ruma lets longer ones pass, since such are in old rooms.
@@ -183,7 +181,7 @@ pub(crate) async fn membership_of(writer: &mut RoomWriter, user_id: &UserId) -> 
 fn is_done(action: MembershipAction, current: Option<Membership>) -> bool {
     matches!(
         (action, current),
-        (MembershipAction::Join, Some(Membership::Join)) | (MembershipAction::Ban, Some(Membership::Ban))
+        (MembershipAction::Join, Some(Membership::Join)) | (MembershipAction::Leave, Some(Membership::Leave))
     )
 }
 
@@ -215,12 +213,12 @@ pub(crate) async fn must_admit_guests(writer: &mut RoomWriter) -> Result<()> {
 
 /// A member who goes keeps the name that the others knew.
 async fn keep_profile(writer: &mut RoomWriter, target: &UserId, content: &mut CanonicalJsonObject) -> Result<()> {
-    let Some(before) = member_event(writer, target).await?.and_then(|pdu| pdu.content_as::<MemberContent>()) else {
-        return Ok(());
-    };
-    for (field, value) in [("displayname", before.displayname), ("avatar_url", before.avatar_url)] {
-        if let Some(value) = value {
-            content.insert(field.into(), CanonicalJsonValue::String(value));
+    let before = member_event(writer, target).await?.and_then(|pdu| pdu.content_as::<CanonicalJsonObject>());
+    let mut before = before.unwrap_or_default();
+    for field in ["displayname", "avatar_url"] {
+        // Whatever a member once wrote there, only a text is a name.
+        if let Some(CanonicalJsonValue::String(text)) = before.remove(field) {
+            content.insert(field.into(), CanonicalJsonValue::String(text));
         }
     }
     Ok(())

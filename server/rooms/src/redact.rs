@@ -12,7 +12,8 @@ use ruma_state_res::events::RoomPowerLevelsIntField;
 use crate::{Error, Result, RoomWriter, Rooms, Template, Transaction, writer::rules_of};
 
 impl Rooms {
-    /// Redacts an event ([specification]).
+    /// Redacts an event ([specification]). The content may give a `reason`; what it names as the redacted event does
+    /// not count.
     ///
     /// # Errors
     ///
@@ -25,22 +26,37 @@ impl Rooms {
         room: &Arc<RoomName>,
         sender: &UserId,
         event_id: &EventId,
-        reason: Option<&str>,
+        content: CanonicalJsonObject,
         transaction: Option<&Transaction>,
     ) -> Result<OwnedEventId> {
-        if let Some(transaction) = transaction
-            && let Some(event_id) = self.store.event_by_transaction(transaction.device_nid, &transaction.key()).await?
-        {
+        let Some(transaction) = transaction else {
+            return self.append_redaction(room, sender, event_id, content, None).await;
+        };
+        let key = transaction.key();
+        let done = || self.store.event_by_transaction(transaction.device_nid, &key);
+        if let Some(event_id) = done().await? {
             return Ok(event_id);
         }
+        match self.append_redaction(room, sender, event_id, content, Some(transaction)).await {
+            Ok(event_id) => Ok(event_id),
+            // The database takes a transaction once. If it has this one now, the request was sent twice at a time.
+            Err(error) => done().await?.ok_or(error),
+        }
+    }
+
+    async fn append_redaction(
+        self: &Arc<Self>,
+        room: &Arc<RoomName>,
+        sender: &UserId,
+        event_id: &EventId,
+        mut content: CanonicalJsonObject,
+        transaction: Option<&Transaction>,
+    ) -> Result<OwnedEventId> {
         let target = self.store.event_by_id(event_id).await?.filter(|event| event.room_nid == room.nid);
         let target = target.ok_or(Error::NotFound("there is no such event in this room"))?;
         let rules = rules_of(&room.version)?;
         let redacted = redacted_json(&target, &rules)?;
-        let mut content = CanonicalJsonObject::new();
-        if let Some(reason) = reason {
-            content.insert("reason".into(), CanonicalJsonValue::String(reason.to_owned()));
-        }
+        content.remove("redacts");
         let mut template = Template::message(sender, "m.room.redaction", content);
         if rules.redaction.content_field_redacts {
             template.content.insert("redacts".into(), CanonicalJsonValue::String(event_id.to_string()));

@@ -5,13 +5,14 @@
 //! build on it before it is committed. If the commit fails, everything that was built on it fails too.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, LazyLock},
+    time::Duration,
 };
 
 use myelin_store::{
     Append, Committed, Event, EventParts, Fate, Head, Membership, MembershipChange, NewRoom, Operation, Redaction,
-    RoomName, StateKey, state_tree::Node,
+    RoomName, StateKey, flags, state_tree::Node,
 };
 use prometheus::{IntCounter, register_int_counter};
 use ruma::{
@@ -35,6 +36,8 @@ const PARSED: usize = 64;
 /// Events that a new one may follow directly.
 const PREV_EVENTS: usize = 20;
 
+/// How long is waited at once for a write to be committed that another one repeats.
+const CONFIRM: Duration = Duration::from_millis(50);
 /// The longest event type and state key, in bytes.
 const NAME_BYTES_MAX: usize = 255;
 
@@ -85,6 +88,8 @@ impl Template {
 /// A room's head in memory, shared by the writers that follow each other.
 #[derive(Debug)]
 pub(crate) struct Loaded {
+    /// The room's version when it was read from the database.
+    version: i64,
     head: Head,
     extremities: Vec<Arc<Pdu>>,
     parsed: HashMap<i64, Arc<Pdu>>,
@@ -284,13 +289,6 @@ impl RoomWriter {
             Some(key_nid) => self.state_pdus(&[key_nid]).await?.pop().flatten(),
             None => None,
         };
-        if let Some(same) = &replaces
-            && ruma_state_res::Event::sender(&**same) == template.sender
-            && same.content_as::<CanonicalJsonObject>().as_ref() == Some(&template.content)
-        {
-            return Ok(Appended { event_id: same.id().clone(), is_new: false });
-        }
-
         let depth = self.extremities.iter().map(|pdu| pdu.depth).max().unwrap_or(0) + 1;
         let auth_events: Vec<&Arc<Pdu>> = auth
             .iter()
@@ -311,6 +309,12 @@ impl RoomWriter {
         let nid = self.rooms.store.take_event_nids(1).await?.start;
         let pdu = Arc::new(Pdu::parse(nid, depth, event_id.clone(), &json, false, &self.rules)?);
         self.authorise(&pdu, &auth)?;
+        if let Some(same) = &replaces
+            && ruma_state_res::Event::sender(&**same) == template.sender
+            && same.content_as::<CanonicalJsonObject>().as_ref() == Some(&template.content)
+        {
+            return Ok(Appended { event_id: same.id().clone(), is_new: false });
+        }
 
         self.add(&template, pdu, json, own_key, replaces.map(|pdu| pdu.nid)).await?;
         Ok(Appended { event_id, is_new: true })
@@ -492,7 +496,7 @@ impl RoomWriter {
     /// Queues the draft and lets the next writer in; answers once it is committed.
     pub async fn submit(mut self) -> Result<Committed> {
         if self.draft.events.is_empty() {
-            return Ok(Committed::default());
+            return self.confirm().await;
         }
         let rooms = self.rooms.clone();
         let place = rooms.store.place().await?;
@@ -506,6 +510,7 @@ impl RoomWriter {
             None => {
                 let fate = Arc::new(Fate::default());
                 *self.slot = Some(Loaded {
+                    version: 0,
                     head: self.head.clone(),
                     extremities: std::mem::take(&mut self.extremities),
                     parsed: HashMap::new(),
@@ -518,6 +523,14 @@ impl RoomWriter {
             // Only state is asked for again.
             let state = draft.pdus.drain(..).filter(|pdu| ruma_state_res::Event::state_key(&**pdu).is_some());
             loaded.parsed.extend(state.map(|pdu| (pdu.nid, pdu)));
+            for redaction in &draft.redactions {
+                let target = &redaction.target;
+                if let Entry::Occupied(mut parsed) = loaded.parsed.entry(target.nid) {
+                    let rejected = target.flags & flags::REJECTED != 0;
+                    let (id, json) = (target.event_id.clone(), &redaction.json);
+                    parsed.insert(Arc::new(Pdu::parse(target.nid, target.depth, id, json, rejected, &self.rules)?));
+                }
+            }
         }
         let waiting = place.submit(Operation::Append(Box::new(Append {
             room_nid: self.room.nid,
@@ -532,6 +545,30 @@ impl RoomWriter {
         })));
         drop(self);
         Ok(waiting.await.map_err(|_| myelin_store::Error::Closed)??)
+    }
+}
+
+impl RoomWriter {
+    /// Sees that what was found to be just so already is committed, and still so. Holds the room meanwhile: it is rare.
+    async fn confirm(mut self) -> Result<Committed> {
+        let Some((fate, loaded_version)) = self.slot.as_ref().map(|loaded| (loaded.fate.clone(), loaded.version))
+        else {
+            return Ok(Committed::default());
+        };
+        let mut positions = self.rooms.store.positions();
+        loop {
+            positions.borrow_and_update();
+            if self.rooms.store.head(self.room.nid).await?.version == self.base_version {
+                return Ok(Committed::default());
+            }
+            let was_committed = self.base_version == loaded_version || fate.committed() >= self.base_version;
+            if fate.has_failed() || was_committed {
+                *self.slot = None;
+                return Err(Error::Store(myelin_store::Error::Conflict));
+            }
+            // What it stands on is about to be committed, or to fail, which moves nothing.
+            let _ = tokio::time::timeout(CONFIRM, positions.changed()).await;
+        }
     }
 }
 
@@ -559,5 +596,5 @@ async fn load(rooms: &Rooms, room: &RoomName, rules: &RoomVersionRules) -> Resul
     let extremities = rooms.store.events(&head.extremities).await?;
     let extremities =
         extremities.iter().map(|event| Ok(Arc::new(Pdu::from_event(event, rules)?))).collect::<Result<Vec<_>>>()?;
-    Ok(Loaded { head, extremities, parsed: HashMap::new(), fate: Arc::new(Fate::default()) })
+    Ok(Loaded { version: head.version, head, extremities, parsed: HashMap::new(), fate: Arc::new(Fate::default()) })
 }

@@ -9,6 +9,7 @@ use ruma::{
     api::client::membership::joined_members::v3::{Request, Response, RoomMember},
 };
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{outsider, room_to_act_in};
 use crate::{Services, errors::Result};
@@ -36,15 +37,17 @@ pub(super) async fn joined_members(
 #[derive(Deserialize)]
 struct Content {
     membership: String,
-    displayname: Option<String>,
-    avatar_url: Option<OwnedMxcUri>,
+    // Anything may stand there; only a text is a name.
+    displayname: Option<Value>,
+    avatar_url: Option<Value>,
 }
 
 impl From<Content> for RoomMember {
     fn from(content: Content) -> Self {
         let mut member = Self::new();
-        member.display_name = content.displayname;
-        member.avatar_url = content.avatar_url;
+        let text = |value: Option<Value>| value.as_ref().and_then(Value::as_str).map(str::to_owned);
+        member.display_name = text(content.displayname);
+        member.avatar_url = text(content.avatar_url).map(OwnedMxcUri::from);
         member
     }
 }

@@ -4,12 +4,16 @@
 
 use axum::extract::State;
 use myelin_http::{ApiError, Matrix, Reply};
-use ruma::api::client::{
-    directory::{get_room_visibility, set_room_visibility},
-    room::Visibility,
+use ruma::{
+    OwnedRoomId,
+    api::client::{
+        directory::{get_room_visibility, set_room_visibility},
+        room::Visibility,
+    },
 };
+use serde::Deserialize;
 
-use crate::{Services, errors::Result};
+use crate::{Services, errors::Result, own::Own};
 
 pub(super) async fn listing(
     State(services): State<Services>,
@@ -21,15 +25,26 @@ pub(super) async fn listing(
     Ok(Reply(get_room_visibility::v3::Response::new(visibility)))
 }
 
+/// The body as the specification has it: without a visibility, public is meant.
+#[derive(Debug, Deserialize)]
+pub(super) struct Listed {
+    #[serde(default = "public")]
+    visibility: Visibility,
+}
+
+fn public() -> Visibility {
+    Visibility::Public
+}
+
 pub(super) async fn set_listing(
     State(services): State<Services>,
-    request: Matrix<set_room_visibility::v3::Request>,
+    request: Matrix<Own<set_room_visibility::v3::Request, OwnedRoomId, Listed>>,
 ) -> Result<Reply<set_room_visibility::v3::Response>> {
     let session = request.session();
     session.require_full_account()?;
     session.require_good_standing()?;
-    let set_room_visibility::v3::Request { room_id, visibility, .. } = &request.body;
-    let is_listed = match visibility {
+    let room_id = &request.body.path;
+    let is_listed = match &request.body.body.visibility {
         Visibility::Public => true,
         Visibility::Private => false,
         other => Err(ApiError::invalid_param(format!("There is no visibility {:?}", other.as_str())))?,

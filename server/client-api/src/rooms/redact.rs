@@ -6,7 +6,7 @@ use axum::extract::State;
 use myelin_http::{Matrix, Reply, Session, Standing};
 use myelin_rooms::Rooms;
 use ruma::{
-    OwnedEventId,
+    CanonicalJsonObject, OwnedEventId,
     api::client::redact::redact_event::v3::{Request, Response},
 };
 
@@ -21,7 +21,11 @@ pub(super) async fn redact(State(services): State<Services>, request: Matrix<Req
     require_standing(rooms, session, event_id).await?;
     let room = room_to_act_in(rooms, room_id).await?;
     let transaction = transaction(session, &["redact", &room.nid.to_string(), event_id.as_str()], txn_id);
-    match rooms.redact(&room, &session.user_id, event_id, reason.as_deref(), Some(&transaction)).await {
+    let mut content = CanonicalJsonObject::new();
+    if let Some(reason) = reason {
+        content.insert("reason".to_owned(), reason.clone().into());
+    }
+    match rooms.redact(&room, &session.user_id, event_id, content, Some(&transaction)).await {
         Ok(event_id) => Ok(Reply(Response::new(event_id))),
         Err(error) => Err(refuse(rooms, &room, session, error).await),
     }

@@ -2,7 +2,7 @@
 //!
 //! [Specification](https://spec.matrix.org/v1.19/client-server-api/#put_matrixclientv3roomsroomidsendeventtypetxnid)
 
-use axum::extract::State;
+use axum::extract::{RawPathParams, State};
 use myelin_http::{ApiError, Matrix, Reply};
 use myelin_rooms::{Template, content};
 use ruma::{
@@ -11,24 +11,27 @@ use ruma::{
 };
 use serde::Deserialize;
 
-use super::{refuse, room_to_act_in, transaction};
+use super::{event_type, refuse, room_to_act_in, transaction};
 use crate::{Services, errors::Result};
 
-pub(super) async fn send(State(services): State<Services>, request: Matrix<Request>) -> Result<Reply<Response>> {
+pub(super) async fn send(
+    State(services): State<Services>,
+    path: RawPathParams,
+    request: Matrix<Request>,
+) -> Result<Reply<Response>> {
     let session = request.session();
-    let Request { room_id, event_type, txn_id, body, timestamp, .. } = &request.body;
+    let Request { room_id, txn_id, body, timestamp, .. } = &request.body;
     let rooms = &services.rooms;
     let room = room_to_act_in(rooms, room_id).await?;
-    let event_type = event_type.to_string();
-    let transaction = transaction(session, &["send", &room.nid.to_string(), &event_type], txn_id);
+    let event_type = event_type(&path)?;
+    let transaction = transaction(session, &["send", &room.nid.to_string(), event_type], txn_id);
     let sent = if event_type == "m.room.redaction" {
         let redaction = redaction(body.json().get())?;
         super::redact::require_standing(rooms, session, &redaction.redacts).await?;
-        let reason = redaction.reason.as_deref();
-        rooms.redact(&room, &session.user_id, &redaction.redacts, reason, Some(&transaction)).await
+        rooms.redact(&room, &session.user_id, &redaction.redacts, content(body.json())?, Some(&transaction)).await
     } else {
         session.require_good_standing()?;
-        let mut template = Template::message(&session.user_id, &event_type, content(body.json())?);
+        let mut template = Template::message(&session.user_id, event_type, content(body.json())?);
         if session.appservice_id.is_some() {
             template.timestamp_ms = timestamp.map(|timestamp| timestamp.get().into());
         }
@@ -43,7 +46,6 @@ pub(super) async fn send(State(services): State<Services>, request: Matrix<Reque
 #[derive(Deserialize)]
 struct Redaction {
     redacts: OwnedEventId,
-    reason: Option<String>,
 }
 
 /// "Homeservers MUST allow clients to send m.room.redaction events with this endpoint for all room versions."

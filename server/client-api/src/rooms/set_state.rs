@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{RawPathParams, State};
 use myelin_http::{Matrix, Reply, Session};
 use myelin_rooms::{Rooms, Template, content};
 use myelin_store::RoomName;
@@ -13,15 +13,19 @@ use ruma::{
     api::client::state::send_state_event::v3::{Request, Response},
 };
 
-use super::{refuse, room_to_act_in};
+use super::{event_type, refuse, room_to_act_in};
 use crate::{Services, errors::Result};
 
-pub(super) async fn set_state(State(services): State<Services>, request: Matrix<Request>) -> Result<Reply<Response>> {
+pub(super) async fn set_state(
+    State(services): State<Services>,
+    path: RawPathParams,
+    request: Matrix<Request>,
+) -> Result<Reply<Response>> {
     let session = request.session();
     session.require_good_standing()?;
     let room = room_to_act_in(&services.rooms, &request.body.room_id).await?;
     let content = content(request.body.body.json())?;
-    match set(&services.rooms, &room, session, &request.body, content).await {
+    match set(&services.rooms, &room, session, event_type(&path)?, &request.body, content).await {
         Ok(event_id) => Ok(Reply(Response::new(event_id))),
         Err(error) => Err(refuse(&services.rooms, &room, session, error).await),
     }
@@ -31,12 +35,12 @@ async fn set(
     rooms: &Arc<Rooms>,
     room: &Arc<RoomName>,
     session: &Session,
+    event_type: &str,
     request: &Request,
     content: CanonicalJsonObject,
 ) -> Result<OwnedEventId, myelin_rooms::Error> {
-    let event_type = request.event_type.to_string();
     let state_key = request.state_key.as_str();
-    match (event_type.as_str(), state_key) {
+    match (event_type, state_key) {
         ("m.room.member", _) => {
             return rooms.set_member_state(room, &session.user_id, state_key, content, session.is_guest).await;
         }
@@ -46,7 +50,7 @@ async fn set(
     let closes_to_guests = event_type == "m.room.guest_access"
         && state_key.is_empty()
         && content.get("guest_access").and_then(CanonicalJsonValue::as_str) != Some("can_join");
-    let mut template = Template::state(&session.user_id, &event_type, state_key, content);
+    let mut template = Template::state(&session.user_id, event_type, state_key, content);
     if session.appservice_id.is_some() {
         template.timestamp_ms = request.timestamp.map(|timestamp| timestamp.get().into());
     }

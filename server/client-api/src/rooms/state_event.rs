@@ -2,20 +2,25 @@
 //!
 //! [Specification](https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3roomsroomidstateeventtypestatekey)
 
-use axum::extract::State;
+use axum::extract::{RawPathParams, State};
 use myelin_http::{ApiError, Matrix, RawJson};
 use myelin_rooms::present::{Form, present_one};
 use ruma::api::client::state::get_state_event_for_key::v3::{Request, StateEventFormat};
 
+use super::event_type;
 use crate::{Services, errors::Result};
 
-pub(super) async fn state_event(State(services): State<Services>, request: Matrix<Request>) -> Result<RawJson> {
+pub(super) async fn state_event(
+    State(services): State<Services>,
+    path: RawPathParams,
+    request: Matrix<Request>,
+) -> Result<RawJson> {
     let session = request.session();
-    let Request { room_id, event_type, state_key, format, .. } = &request.body;
+    let Request { room_id, state_key, format, .. } = &request.body;
     let rooms = &services.rooms;
     let reader = rooms.reader(room_id, &session.user_id, session.user_nid).await?;
     let root = rooms.readable_root(&reader).await?;
-    let event = rooms.state_event_at(root, &event_type.to_string(), state_key).await?;
+    let event = rooms.state_event_at(root, event_type(&path)?, state_key).await?;
     let event = event.ok_or_else(|| ApiError::not_found("The room has no such state"))?;
     match format {
         StateEventFormat::Content => Ok(RawJson::from(event.content().to_owned())),
