@@ -289,6 +289,21 @@ mod tests {
         testing::{PASSWORD, Server, on_both},
     };
 
+    /// However a user is spelt who can log in by it, attempts count together; other users are counted apart.
+    #[tokio::test]
+    async fn spellings_count_together() {
+        on_both(async |server: &Server| {
+            let accounts = server.accounts().await;
+            for name in ["alice", "Alice", "ALICE", "@alice:example.org", "@aLiCe:example.org"] {
+                assert_eq!(accounts.login_key(name), "@alice:example.org", "{name}");
+            }
+            for name in ["alic", "@alice:elsewhere.org", "bob", &"a".repeat(300)] {
+                assert_ne!(accounts.login_key(name), "@alice:example.org", "{name}");
+            }
+        })
+        .await;
+    }
+
     /// The right name and password log in; everything else is refused alike.
     #[tokio::test]
     async fn passwords_open_their_account_only() {

@@ -254,6 +254,49 @@ mod tests {
         .await;
     }
 
+    /// A registration that is refused for its device, its password or its display name makes no account and uses up no
+    /// token.
+    #[tokio::test]
+    async fn refused_registrations_change_nothing() {
+        on_both(async |server: &Server| {
+            let accounts = server
+                .accounts_with(|options| {
+                    options.registration = true;
+                    options.guest_access = true;
+                })
+                .await;
+            server.store().create_registration_token("once", Some(1), None).await.unwrap();
+            let (long, strange) = ("x".repeat(256), "a\u{7}");
+            let devices = [(Some(""), None), (Some(&*long), None), (Some(strange), None), (None, Some(&*long))];
+            for (device_id, initial_display_name) in devices {
+                let device =
+                    NewDevice { device_id: device_id.map(Into::into), initial_display_name, can_refresh: false };
+                let checked = accounts.check_registration(Some("alice"), Some(PASSWORD), Some(&device)).await;
+                assert!(matches!(checked, Err(Error::InvalidDeviceId | Error::DeviceNameTooLong)));
+                let refused = Registration { device: Some(device), ..registration(Some("alice")) };
+                let refused = accounts.register(refused, by_token("once")).await;
+                assert!(matches!(refused, Err(Error::InvalidDeviceId | Error::DeviceNameTooLong)));
+            }
+            for password in ["", &*"x".repeat(1025)] {
+                let checked = accounts.check_registration(Some("alice"), Some(password), None).await;
+                assert!(matches!(checked, Err(Error::EmptyPassword | Error::PasswordTooLong)));
+            }
+            let name = "x".repeat(1025);
+            let new =
+                NewUser { username: "alice", password: PASSWORD, is_admin: false, display_name: Some(name.as_str()) };
+            assert!(matches!(accounts.create_user(new).await, Err(Error::InvalidFieldValue(_))));
+            accounts.check_username("alice").await.unwrap();
+            // A guest's name is not known; users are numbered one by one.
+            let before = server.store().user_nid(ruma::user_id!("@before:example.org")).await.unwrap();
+            assert!(matches!(accounts.register_guest(Some(&long)).await, Err(Error::DeviceNameTooLong)));
+            let after = server.store().user_nid(ruma::user_id!("@after:example.org")).await.unwrap();
+            assert_eq!(after, before + 1);
+            accounts.check_registration(Some("alice"), None, None).await.unwrap();
+            accounts.register(registration(Some("alice")), by_token("once")).await.unwrap();
+        })
+        .await;
+    }
+
     /// Where registration and guests are off, there are none, however one asks; operators still make users.
     #[tokio::test]
     async fn registration_can_be_off() {

@@ -304,6 +304,10 @@ mod tests {
                 let info = challenged(accounts.authorize(&operation, BY_PASSWORD, Some(&wrong)).await);
                 assert_eq!((message(&info), info.session.as_deref()), (json!("M_FORBIDDEN"), Some(&*session)));
             }
+            let address = json!({ "type": "m.id.thirdparty", "medium": "email", "address": "alice@example.org" });
+            let by_address = json!({ "type": "m.login.password", "identifier": address, "password": PASSWORD });
+            let refused = accounts.authorize(&operation, BY_PASSWORD, Some(&auth(by_address))).await;
+            assert!(matches!(refused, Err(UiaError::Failed(Error::UnknownThirdPartyIdentifier))));
             let right = password(Some(&session), "@alice:example.org", PASSWORD);
             accounts.authorize(&operation, BY_PASSWORD, Some(&right)).await.unwrap();
             let again = challenged(accounts.authorize(&operation, BY_PASSWORD, Some(&right)).await);

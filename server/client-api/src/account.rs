@@ -29,11 +29,20 @@ pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use http::StatusCode;
+    use myelin_accounts::{Accounts, AccountsOptions, LoggedIn};
     use serde_json::json;
 
     use crate::testing::{PASSWORD, Server, on_both};
+
+    /// A guest, made by a replica that lets guests in.
+    pub(crate) async fn guest(server: &Server) -> LoggedIn {
+        let server_name = server.services.accounts.server_name().to_owned();
+        let options = AccountsOptions { guest_access: true, ..AccountsOptions::new(server_name) };
+        let replica = Accounts::open(server.services.store.clone(), options).await.unwrap();
+        replica.register_guest(None).await.unwrap()
+    }
 
     /// Who knows the registration token becomes a user, in the two steps of the specification.
     #[tokio::test]
@@ -88,6 +97,68 @@ mod tests {
         .await;
     }
 
+    /// What cannot become an account is refused before anything has to be shown, and again after it, and changes
+    /// nothing.
+    #[tokio::test]
+    async fn refused_registrations_change_nothing() {
+        on_both(async |server: &Server| {
+            let path = "/_matrix/client/v3/register";
+            server.services.store.create_registration_token("once", Some(1), None).await.unwrap();
+            let auth = json!({ "type": "m.login.registration_token", "token": "once" });
+            let long = "x".repeat(256);
+            for (field, value) in [("device_id", ""), ("device_id", &*long), ("initial_device_display_name", &*long)] {
+                let mut body = json!({ "username": "alice", "password": PASSWORD });
+                body[field] = value.into();
+                for body in [&body, &with_auth(&body, &auth)] {
+                    let refused = server.post(path, None, body).await;
+                    assert_eq!(refused.errcode(StatusCode::BAD_REQUEST), "M_INVALID_PARAM", "{field}");
+                }
+            }
+            let upgrade = json!({ "username": "alice", "password": PASSWORD, "guest_access_token": "x", "auth": auth });
+            let refused = server.post(path, None, &upgrade).await.json(StatusCode::BAD_REQUEST);
+            assert_eq!(refused["errcode"], "M_UNKNOWN");
+            assert!(refused["error"].as_str().unwrap().contains("guest_access_token"));
+            let body = json!({ "username": "alice", "password": PASSWORD, "auth": auth });
+            let strange = server.post(&format!("{path}?kind=admin"), None, &body).await;
+            assert_eq!(strange.errcode(StatusCode::BAD_REQUEST), "M_INVALID_PARAM");
+            server.post(&format!("{path}?kind=user"), None, &body).await.json(StatusCode::OK);
+        })
+        .await;
+    }
+
+    /// Whoever does not want to be logged in hears of no device and no token.
+    #[tokio::test]
+    async fn registers_without_logging_in() {
+        on_both(async |server: &Server| {
+            let auth = json!({ "type": "m.login.registration_token", "token": server.registration_token() });
+            let body = json!({ "username": "alice", "password": PASSWORD, "inhibit_login": true, "auth": auth });
+            let done = server.post("/_matrix/client/v3/register", None, &body).await;
+            assert_eq!(done.json(StatusCode::OK), json!({ "user_id": "@alice:example.org" }));
+            let body = json!({ "password": PASSWORD, "refresh_token": true, "auth": auth });
+            let done = server.post("/_matrix/client/v3/register", None, &body).await.json(StatusCode::OK);
+            assert!(done["refresh_token"].is_string() && done["expires_in_ms"].is_u64(), "{done}");
+        })
+        .await;
+    }
+
+    /// A password that is shown for an e-mail address or a phone number is refused, as at /login.
+    #[tokio::test]
+    async fn third_party_identifiers_authorize_nothing() {
+        on_both(async |server: &Server| {
+            let token = server.user("alice").await;
+            for identifier in [
+                json!({ "type": "m.id.thirdparty", "medium": "email", "address": "alice@example.org" }),
+                json!({ "type": "m.id.phone", "country": "GB", "phone": "1234" }),
+            ] {
+                let auth = json!({ "type": "m.login.password", "identifier": identifier, "password": PASSWORD });
+                let body = json!({ "new_password": "second", "auth": auth });
+                let refused = server.post("/_matrix/client/v3/account/password", Some(&token), &body).await;
+                assert_eq!(refused.errcode(StatusCode::FORBIDDEN), "M_FORBIDDEN");
+            }
+        })
+        .await;
+    }
+
     /// A new password needs the old one, and an ended account is not to be entered again.
     #[tokio::test]
     async fn passwords_and_accounts_end() {
@@ -110,7 +181,7 @@ mod tests {
             auth["password"] = "second".into();
             let ended = with_auth(&body, &auth);
             let ended = server.post("/_matrix/client/v3/account/deactivate", Some(&token), &ended).await;
-            assert_eq!(ended.json(StatusCode::OK), json!({ "id_server_unbind_result": "no-support" }));
+            assert_eq!(ended.json(StatusCode::OK), json!({ "id_server_unbind_result": "success" }));
             let who = server.get("/_matrix/client/v3/account/whoami", Some(&token)).await;
             assert_eq!(who.errcode(StatusCode::UNAUTHORIZED), "M_UNKNOWN_TOKEN");
             let login = server.post("/_matrix/client/v3/login", None, &auth).await;

@@ -41,6 +41,7 @@ pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
 #[cfg(test)]
 mod tests {
     use http::{Method, StatusCode, header};
+    use myelin_http::{RateLimit, RateLimits};
     use serde_json::json;
 
     use crate::testing::{Server, UPLOAD_BYTES_MAX, on_both};
@@ -82,6 +83,36 @@ mod tests {
             let page = upload(server, &token, "text/html", "", b"<script>").await;
             let page = server.get(&format!("/_matrix/client/v1/media/download/{page}"), Some(&token)).await;
             assert_eq!(page.header("content-disposition"), "attachment");
+        })
+        .await;
+    }
+
+    /// Uploads and downloads count like other requests: those with a token by their user, those without by address.
+    #[tokio::test]
+    async fn files_have_a_rate_limit() {
+        on_both(async |server: &Server| {
+            let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+            let id = upload(server, &alice, "text/plain", "", b"x").await;
+            let one = RateLimit { per_second: 0.001, burst: 1 };
+            let limits =
+                RateLimits { enabled: true, login: one, registration: one, joins: one, messages: one, other: one };
+            let authenticated = format!("/_matrix/client/v1/media/download/{id}");
+            let deprecated = format!("/_matrix/media/v3/download/{id}");
+            for (path, token) in [
+                (authenticated.clone(), Some(&*bob)),
+                (format!("{authenticated}/name"), Some(&*bob)),
+                (deprecated.clone(), None),
+                (format!("{deprecated}/name"), None),
+            ] {
+                server.services.rate_limiter.reload(&limits).unwrap();
+                assert_eq!(server.get(&path, token).await.status(), StatusCode::OK, "{path}");
+                let refused = server.get(&path, token).await;
+                assert_eq!(refused.errcode(StatusCode::TOO_MANY_REQUESTS), "M_LIMIT_EXCEEDED", "{path}");
+                assert_eq!(server.get(&authenticated, Some(&alice)).await.status(), StatusCode::OK, "{path}");
+            }
+            let path = "/_matrix/media/v3/upload";
+            let refused = server.send(Method::POST, path, Some(&alice), &[], b"x".to_vec()).await;
+            assert_eq!(refused.errcode(StatusCode::TOO_MANY_REQUESTS), "M_LIMIT_EXCEEDED");
         })
         .await;
     }

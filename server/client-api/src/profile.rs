@@ -19,7 +19,10 @@ mod tests {
     use http::{Method, StatusCode};
     use serde_json::json;
 
-    use crate::testing::{Server, on_both};
+    use crate::{
+        account::tests::guest,
+        testing::{Server, on_both},
+    };
 
     const PROFILE: &str = "/_matrix/client/v3/profile/@alice:example.org";
 
@@ -49,6 +52,31 @@ mod tests {
             put("displayname", json!({ "displayname": null })).await.json(StatusCode::OK);
             let whole = server.get(PROFILE, None).await.json(StatusCode::OK);
             assert_eq!(whole, json!({ "avatar_url": "mxc://example.org/a" }));
+        })
+        .await;
+    }
+
+    /// A guest may change the own display name, and nothing else.
+    #[tokio::test]
+    async fn guests_have_only_a_name() {
+        on_both(async |server: &Server| {
+            let guest = guest(server).await;
+            let profile = format!("/_matrix/client/v3/profile/{}", guest.user_id);
+            for (field, value) in [("avatar_url", "mxc://example.org/a"), ("m.tz", "UTC"), ("org.example.x", "x")] {
+                let path = format!("{profile}/{field}");
+                for method in [Method::PUT, Method::DELETE] {
+                    let refused =
+                        server.request(method, &path, Some(&guest.access_token), &json!({ field: value })).await;
+                    assert_eq!(refused.errcode(StatusCode::FORBIDDEN), "M_GUEST_ACCESS_FORBIDDEN", "{field}");
+                }
+            }
+            let path = format!("{profile}/displayname");
+            for (method, expected) in [(Method::PUT, json!({ "displayname": "Visitor" })), (Method::DELETE, json!({}))]
+            {
+                let body = json!({ "displayname": "Visitor" });
+                server.request(method, &path, Some(&guest.access_token), &body).await.json(StatusCode::OK);
+                assert_eq!(server.get(&profile, None).await.json(StatusCode::OK), expected);
+            }
         })
         .await;
     }

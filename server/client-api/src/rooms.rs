@@ -51,6 +51,8 @@ pub use self::profiles::RoomProfiles;
 pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
     let joins = RouteOptions::new().rate_limit(LimitKind::Joins);
     let messages = RouteOptions::new().rate_limit(LimitKind::Messages);
+    // Which anyone may ask for, and of which the specification does not say that they are rate-limited.
+    let lists = RouteOptions::new().rate_limit(LimitKind::Other);
     router
         .endpoint_with(messages, create::create)
         .endpoint_with(messages, upgrade::upgrade)
@@ -78,8 +80,8 @@ pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
         .endpoint(create_alias::create_alias)
         .endpoint(resolve_alias::resolve_alias)
         .endpoint(delete_alias::delete_alias)
-        .endpoint(public_rooms::public_rooms)
-        .endpoint(public_rooms::search_public_rooms)
+        .endpoint_with(lists, public_rooms::public_rooms)
+        .endpoint_with(lists, public_rooms::search_public_rooms)
         .endpoint(listing::listing)
         .endpoint(listing::set_listing)
 }

@@ -26,8 +26,13 @@ pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
 
 #[cfg(test)]
 mod tests {
-    use http::StatusCode;
+    use std::net::SocketAddr;
+
+    use axum::{body::Body, extract::ConnectInfo};
+    use http::{Request, StatusCode};
+    use myelin_http::{RateLimit, RateLimits, layers};
     use serde_json::{Value, json};
+    use tower::ServiceExt as _;
 
     use crate::testing::{PASSWORD, Server, on_both};
 
@@ -81,6 +86,34 @@ mod tests {
             ];
             for (body, status, errcode) in cases {
                 assert_eq!(server.post(LOGIN, None, &body).await.errcode(status), errcode, "{body}");
+            }
+        })
+        .await;
+    }
+
+    /// Guesses at one account count together, from whatever address, however its name is spelt.
+    #[tokio::test]
+    async fn spellings_share_a_rate_limit() {
+        on_both(async |server: &Server| {
+            server.user("alice").await;
+            let one = RateLimit { per_second: 0.001, burst: 2 };
+            let limits =
+                RateLimits { enabled: true, login: one, registration: one, joins: one, messages: one, other: one };
+            server.services.rate_limiter.reload(&limits).unwrap();
+            let router = layers(crate::router(server.services.clone()));
+            let attempt = async |number: u8, name: &str| {
+                let user = json!({ "type": "m.id.user", "user": name });
+                let body = json!({ "type": "m.login.password", "identifier": user, "password": "wrong" });
+                let address = SocketAddr::from(([192, 0, 2, number], 1));
+                let request = Request::post(LOGIN).extension(ConnectInfo(address));
+                let request = request.body(Body::from(body.to_string())).unwrap();
+                router.clone().oneshot(request).await.unwrap().status()
+            };
+            let (wrong, too_often) = (StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS);
+            let names = ["alice", "@alice:example.org", "ALICE", "@Alice:example.org", "aLICE", "bob"];
+            let expected = [wrong, wrong, too_often, too_often, too_often, wrong];
+            for (number, (name, status)) in (1..).zip(names.into_iter().zip(expected)) {
+                assert_eq!(attempt(number, name).await, status, "{name}");
             }
         })
         .await;

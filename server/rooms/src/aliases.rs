@@ -142,7 +142,9 @@ impl Rooms {
         if !is_admin && !self.may_send_state(&room, user_id, "m.room.canonical_alias").await? {
             return Err(Error::forbidden("you may not change how this room is listed"));
         }
-        Ok(self.store.set_public(room.nid, is_listed).await?)
+        self.store.set_public(room.nid, is_listed).await?;
+        self.listed.note_change();
+        Ok(())
     }
 }
 

@@ -166,7 +166,12 @@ impl Rooms {
 
         let room = writer.room().clone();
         match writer.submit().await {
-            Ok(_) => Ok(Some(room)),
+            Ok(_) => {
+                if wanted.is_public {
+                    self.listed.note_change();
+                }
+                Ok(Some(room))
+            }
             Err(error) => match &wanted.alias {
                 // Someone else may have taken the alias since we looked.
                 Some(alias) if self.store.alias(alias.as_str()).await?.is_some() => Err(Error::AliasTaken),

@@ -7,7 +7,9 @@ mod aliases;
 mod context;
 mod create;
 mod directory;
+mod erased;
 mod error;
+mod finish;
 pub mod history;
 mod member_state;
 mod membership;
@@ -30,7 +32,7 @@ use std::{
 };
 
 use myelin_store::{Committed, Event, Member, RoomName, StateKey, Store};
-use quick_cache::sync::Cache;
+use quick_cache::{DefaultHashBuilder, Lifecycle, UnitWeighter, sync::Cache};
 use ruma::{OwnedEventId, OwnedServerName, RoomId, signatures::Ed25519KeyPair};
 
 use self::writer::Slot;
@@ -46,7 +48,7 @@ pub use self::{
 };
 
 /// Room heads in memory at the most.
-const HEADS: usize = 4096;
+const HEADS: usize = 2048;
 /// Transactions that are recognised without asking the database.
 const TRANSACTIONS: usize = 10_000;
 /// Listings of the directory in memory at the most.
@@ -59,11 +61,14 @@ pub struct Rooms {
     pub(crate) store: Arc<Store>,
     pub(crate) server_name: OwnedServerName,
     pub(crate) key: Ed25519KeyPair,
-    slots: Cache<i64, Arc<Slot>>,
+    slots: Slots,
     last_create_ts: AtomicU64,
     pub(crate) recent_transactions: Cache<Transaction, OwnedEventId>,
     /// What listed rooms tell of themselves, by snapshot.
     pub(crate) listings: Cache<i64, Arc<Listing>>,
+    /// The rooms of the directory.
+    pub(crate) listed: directory::Listed,
+    pub(crate) erased: erased::Erased,
 }
 
 impl std::fmt::Debug for Rooms {
@@ -79,12 +84,15 @@ impl Rooms {
             store: store.clone(),
             server_name,
             key,
-            slots: Cache::new(HEADS),
+            slots: slots(),
             last_create_ts: AtomicU64::new(0),
             recent_transactions: Cache::new(TRANSACTIONS),
             listings: Cache::new(LISTINGS),
+            listed: directory::Listed::default(),
+            erased: erased::Erased::default(),
         });
-        store.observe(Arc::new(directory::Redactions(Arc::downgrade(&rooms))));
+        store.observe(Arc::new(directory::Changes(Arc::downgrade(&rooms))));
+        store.observe(Arc::new(erased::Erasures(Arc::downgrade(&rooms))));
         rooms
     }
 
@@ -127,9 +135,9 @@ impl Rooms {
     /// let mut attempts = rooms.attempts(room);
     /// loop {
     ///     let mut writer = attempts.open().await?;
-    ///     writer.append(template.clone()).await?;
-    ///     if let Some(committed) = attempts.submit(writer).await? {
-    ///         return Ok(committed);
+    ///     let built = writer.append(template.clone()).await;
+    ///     if let Some(appended) = attempts.finish(writer, built).await? {
+    ///         return Ok(appended);
     ///     }
     /// }
     /// ```
@@ -180,6 +188,16 @@ impl Attempts<'_> {
         RoomWriter::open(self.rooms, self.room).await
     }
 
+    /// Commits a draft, if building it went well; `None` when it must be built anew: what it was built on had failed,
+    /// or another replica was faster. What was refused on such ground was refused for no reason.
+    pub async fn finish<T>(&mut self, writer: RoomWriter, built: Result<T>) -> Result<Option<T>> {
+        match built {
+            Ok(built) => Ok(self.submit(writer).await?.map(|_| built)),
+            Err(_) if writer.give_up().await? => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Commits a draft; `None` when another replica was faster, and it must be built anew.
     pub async fn submit(&mut self, writer: RoomWriter) -> Result<Option<Committed>> {
         match writer.submit().await {
@@ -188,6 +206,24 @@ impl Attempts<'_> {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Keeps the heads of rooms that are being written to.
+#[derive(Clone, Debug, Default)]
+struct InUse;
+
+impl Lifecycle<i64, Arc<Slot>> for InUse {
+    type RequestState = ();
+
+    fn is_pinned(&self, _: &i64, slot: &Arc<Slot>) -> bool {
+        Arc::strong_count(slot) > 1
+    }
+}
+
+type Slots = Cache<i64, Arc<Slot>, UnitWeighter, DefaultHashBuilder, InUse>;
+
+fn slots() -> Slots {
+    Cache::with(HEADS, HEADS as u64, UnitWeighter, DefaultHashBuilder::default(), InUse)
 }
 
 /// The present, in milliseconds since 1970.

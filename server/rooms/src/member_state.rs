@@ -8,6 +8,7 @@ use ruma::{CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, UserId};
 
 use crate::{
     Error, MembershipAction, Result, Rooms, Template,
+    finish::finish,
     membership::{membership_of, must_admit_guests},
 };
 
@@ -73,15 +74,8 @@ impl Rooms {
     pub async fn update_profile(self: &Arc<Self>, user_id: &UserId) -> Result<()> {
         let Some(user_nid) = self.store.known_user_nid(user_id).await? else { return Ok(()) };
         let rooms = self.rooms_with(user_nid, &[Membership::Join]).await?;
-        if rooms.is_empty() {
-            return Ok(());
-        }
-        let content = self.member_content(user_id, "join", None).await?;
         let mut updates = stream::iter(rooms)
-            .map(|room| {
-                let content = &content;
-                async move { self.update_member(&room, user_id, content).await }
-            })
+            .map(|room| async move { self.update_member(&room, user_id).await })
             .buffer_unordered(WRITERS);
         let mut outcome = Ok(());
         while let Some(updated) = updates.next().await {
@@ -108,13 +102,31 @@ impl Rooms {
         outcome
     }
 
-    /// Takes the guests out of a room: "If the m.room.guest_access event is changed to stop this from being the case,
-    /// the server MUST set those users' m.room.member state to leave."
-    pub async fn remove_guests(self: &Arc<Self>, room: &Arc<RoomName>) -> Result<()> {
+    /// Sets whether guests may join a room, and takes them out if they may not: "If the m.room.guest_access event is
+    /// changed to stop this from being the case, the server MUST set those users' m.room.member state to leave."
+    ///
+    /// What was begun is done to its end, also when nobody waits for it any more.
+    pub async fn set_guest_access(self: &Arc<Self>, room: &Arc<RoomName>, template: Template) -> Result<OwnedEventId> {
+        let access = template.content.get("guest_access").and_then(CanonicalJsonValue::as_str);
+        let is_closed = access != Some("can_join");
+        let (rooms, room) = (self.clone(), room.clone());
+        finish(async move {
+            let event_id = rooms.send(&room, template, None).await?;
+            if is_closed {
+                rooms.remove_guests(&room).await?;
+            }
+            Ok(event_id)
+        })
+        .await
+    }
+
+    async fn remove_guests(self: &Arc<Self>, room: &Arc<RoomName>) -> Result<()> {
+        let mut outcome = Ok(());
         for guest in self.store.joined_guests(room.nid).await? {
-            self.change_membership(room, &guest, &guest, MembershipAction::Leave, None, true).await?;
+            let left = self.change_membership(room, &guest, &guest, MembershipAction::Leave, None, true).await;
+            outcome = outcome.and(left);
         }
-        Ok(())
+        outcome
     }
 
     async fn rooms_with(&self, user_nid: i64, memberships: &[Membership]) -> Result<Vec<Arc<RoomName>>> {
@@ -124,12 +136,7 @@ impl Rooms {
         Ok(self.store.rooms(&room_nids).await?)
     }
 
-    async fn update_member(
-        self: &Arc<Self>,
-        room: &Arc<RoomName>,
-        user_id: &UserId,
-        content: &CanonicalJsonObject,
-    ) -> Result<()> {
+    async fn update_member(self: &Arc<Self>, room: &Arc<RoomName>, user_id: &UserId) -> Result<()> {
         let mut attempts = self.attempts(room);
         loop {
             let mut writer = attempts.open().await?;
@@ -137,7 +144,9 @@ impl Rooms {
             if membership_of(&mut writer, user_id).await? != Some(Membership::Join) {
                 return Ok(());
             }
-            writer.append(Template::state(user_id, "m.room.member", user_id.as_str(), content.clone())).await?;
+            // Read by whoever holds the room, so that the last of several changes at a time is the one that stays.
+            let content = self.member_content(user_id, "join", None).await?;
+            writer.append(Template::state(user_id, "m.room.member", user_id.as_str(), content)).await?;
             if attempts.submit(writer).await?.is_some() {
                 return Ok(());
             }

@@ -3,10 +3,15 @@
 use std::sync::Arc;
 
 use myelin_store::{Membership, RoomName};
-use ruma::{CanonicalJsonObject, CanonicalJsonValue, UserId};
-use ruma_state_res::events::RoomPowerLevelsIntField;
+use ruma::{CanonicalJsonObject, CanonicalJsonValue, UserId, events::room::power_levels::UserPowerLevel};
+use ruma_state_res::events::{RoomCreateEvent, RoomPowerLevelsEvent, RoomPowerLevelsIntField};
 
 use crate::{Error, Pdu, Result, RoomWriter, Rooms, Template};
+
+/// Users named with some power who are asked for first, one by one.
+const NAMED_MAX: usize = 64;
+/// Members who are read at once.
+const PAGE: usize = 100;
 
 /// What a user does to a membership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +80,7 @@ impl Rooms {
                 self.authorise_restricted_join(&mut writer, target, &mut content).await?;
             }
             if matches!(action, MembershipAction::Leave | MembershipAction::Ban | MembershipAction::Kick) {
-                keep_profile(&mut writer, target, &mut content).await?;
+                self.keep_profile(&mut writer, target, &mut content).await?;
             }
             writer.append(Template::state(sender, "m.room.member", target.as_str(), content)).await?;
             if attempts.submit(writer).await?.is_some() {
@@ -123,20 +128,75 @@ impl Rooms {
         Ok(false)
     }
 
+    /// A member of this server with the power to invite: first those whom the room names, then the others, if they
+    /// have it.
     async fn member_who_may_invite(&self, writer: &mut RoomWriter) -> Result<String> {
-        let members = self.store.members(writer.room().nid).await?;
-        let joined: Vec<i64> = members
-            .iter()
-            .filter(|member| member.membership == Membership::Join)
-            .map(|member| member.user_nid)
-            .collect();
         let needed = writer.level_for(RoomPowerLevelsIntField::Invite).await?;
-        for user_id in self.store.user_ids(&joined).await? {
-            if user_id.server_name() == self.server_name && writer.level_of(&user_id).await? >= needed {
-                return Ok(user_id.to_string());
+        let create = writer.state_event("m.room.create", "").await?;
+        let create = create.ok_or(Error::NotFound("the room has no beginning"))?;
+        let levels = writer.state_event("m.room.power_levels", "").await?.map(RoomPowerLevelsEvent::new);
+        let rules = writer.rules().authorization.clone();
+        let creators = RoomCreateEvent::new(create).creators(&rules).map_err(Error::Forbidden)?;
+        for creator in &creators {
+            if writer.level_of(creator).await? >= needed && self.is_our_member(writer, creator).await? {
+                return Ok(creator.to_string());
             }
         }
-        Err(Error::forbidden("no member of this room on this server may invite others"))
+        if let Some(levels) = &levels {
+            let named = levels.users(&rules).map_err(Error::Forbidden)?.into_iter().flatten();
+            let able = named.filter(|(_, level)| UserPowerLevel::Int(**level) >= needed);
+            for (user_id, _) in able.take(NAMED_MAX) {
+                if self.is_our_member(writer, user_id).await? {
+                    return Ok(user_id.to_string());
+                }
+            }
+        }
+        let level = |user_id: &UserId| match &levels {
+            Some(levels) => levels.user_power_level(user_id, &rules).map(UserPowerLevel::Int).map_err(Error::Forbidden),
+            None => Ok(UserPowerLevel::Int(RoomPowerLevelsIntField::UsersDefault.default_value())),
+        };
+        let mut after = 0;
+        loop {
+            let page = self.store.joined_members(writer.room().nid, after, PAGE).await?;
+            for (_, user_id) in &page {
+                if level(user_id)? >= needed && self.is_our_member(writer, user_id).await? {
+                    return Ok(user_id.to_string());
+                }
+            }
+            after = match page.last() {
+                Some((user_nid, _)) if page.len() == PAGE => *user_nid,
+                _ => return Err(Error::forbidden("no member of this room on this server may invite others")),
+            };
+        }
+    }
+
+    /// True for a user of this server who is in the room, drafts included.
+    async fn is_our_member(&self, writer: &mut RoomWriter, user_id: &UserId) -> Result<bool> {
+        Ok(user_id.server_name() == self.server_name && membership_of(writer, user_id).await? == Some(Membership::Join))
+    }
+
+    /// A member who goes keeps the name that the others knew, unless they have asked to be erased.
+    async fn keep_profile(
+        &self,
+        writer: &mut RoomWriter,
+        target: &UserId,
+        content: &mut CanonicalJsonObject,
+    ) -> Result<()> {
+        let erased = self.erased.users(&self.store).await?;
+        if !erased.is_empty()
+            && self.store.known_user_nid(target).await?.is_some_and(|user_nid| erased.contains(&user_nid))
+        {
+            return Ok(());
+        }
+        let before = member_event(writer, target).await?.and_then(|pdu| pdu.content_as::<CanonicalJsonObject>());
+        let mut before = before.unwrap_or_default();
+        for field in ["displayname", "avatar_url"] {
+            // Whatever a member once wrote there, only a text is a name.
+            if let Some(CanonicalJsonValue::String(text)) = before.remove(field) {
+                content.insert(field.into(), CanonicalJsonValue::String(text));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -209,17 +269,4 @@ pub(crate) async fn must_admit_guests(writer: &mut RoomWriter) -> Result<()> {
         return Ok(());
     }
     Err(Error::GuestsRefused)
-}
-
-/// A member who goes keeps the name that the others knew.
-async fn keep_profile(writer: &mut RoomWriter, target: &UserId, content: &mut CanonicalJsonObject) -> Result<()> {
-    let before = member_event(writer, target).await?.and_then(|pdu| pdu.content_as::<CanonicalJsonObject>());
-    let mut before = before.unwrap_or_default();
-    for field in ["displayname", "avatar_url"] {
-        // Whatever a member once wrote there, only a text is a name.
-        if let Some(CanonicalJsonValue::String(text)) = before.remove(field) {
-            content.insert(field.into(), CanonicalJsonValue::String(text));
-        }
-    }
-    Ok(())
 }

@@ -67,16 +67,20 @@ impl Rooms {
         let mut attempts = self.attempts(room);
         loop {
             let mut writer = attempts.open().await?;
-            if target.sender() != sender && !may_redact(&mut writer, sender).await? {
-                return Err(Error::forbidden("you may not redact the events of others in this room"));
-            }
-            let appended = writer.append(template.clone()).await?;
-            // An event is redacted once; a further redaction is kept as an event.
-            if target.redacted_by.is_none() {
-                writer.redact(target.clone(), &appended.event_id, redacted.clone());
-            }
-            if attempts.submit(writer).await?.is_some() {
-                return Ok(appended.event_id);
+            let built = async {
+                if target.sender() != sender && !may_redact(&mut writer, sender).await? {
+                    return Err(Error::forbidden("you may not redact the events of others in this room"));
+                }
+                let appended = writer.append(template.clone()).await?;
+                // An event is redacted once; a further redaction is kept as an event.
+                if target.redacted_by.is_none() {
+                    writer.redact(target.clone(), &appended.event_id, redacted.clone());
+                }
+                Ok(appended.event_id)
+            };
+            let built = built.await;
+            if let Some(event_id) = attempts.finish(writer, built).await? {
+                return Ok(event_id);
             }
         }
     }

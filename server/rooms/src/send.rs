@@ -75,8 +75,8 @@ impl Rooms {
         let mut attempts = self.attempts(room);
         loop {
             let mut writer = attempts.open().await?;
-            let appended = writer.append(template.clone()).await?;
-            if attempts.submit(writer).await?.is_some() {
+            let built = writer.append(template.clone()).await;
+            if let Some(appended) = attempts.finish(writer, built).await? {
                 return Ok(appended);
             }
         }

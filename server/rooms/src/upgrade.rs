@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use myelin_store::{RoomName, StateKey};
 use ruma::{CanonicalJsonObject, CanonicalJsonValue, Int, OwnedUserId, RoomVersionId, UserId};
 
-use crate::{CreateRoom, Error, InitialState, Preset, Result, Rooms, writer::rules_of};
+use crate::{CreateRoom, Error, InitialState, Preset, Result, Rooms, finish::finish, writer::rules_of};
 
 /// What is transferred, besides the power levels, which come last.
 const TRANSFERRED: [&str; 8] = [
@@ -26,13 +26,25 @@ const LEVELS: [&str; 7] = ["ban", "events_default", "invite", "kick", "redact", 
 const MAPS: [&str; 3] = ["events", "notifications", "users"];
 
 impl Rooms {
-    /// Replaces a room by a new one.
+    /// Replaces a room by a new one. What was begun is done to its end, also when nobody waits for it any more.
     ///
     /// # Errors
     ///
     /// [`Error::Forbidden`] when the user may not close the room, [`Error::UnsupportedRoomVersion`], and what
     /// [`Rooms::create`] answers.
     pub async fn upgrade(
+        self: &Arc<Self>,
+        room: &Arc<RoomName>,
+        user_id: &UserId,
+        version: &RoomVersionId,
+        additional_creators: &[OwnedUserId],
+    ) -> Result<Arc<RoomName>> {
+        let (rooms, room, user_id) = (self.clone(), room.clone(), user_id.to_owned());
+        let (version, additional_creators) = (version.clone(), additional_creators.to_vec());
+        finish(async move { rooms.replace(&room, &user_id, &version, &additional_creators).await }).await
+    }
+
+    async fn replace(
         self: &Arc<Self>,
         room: &Arc<RoomName>,
         user_id: &UserId,
@@ -50,6 +62,7 @@ impl Rooms {
         self.store.move_aliases(room.nid, replacement.nid).await?;
         if old.is_listed {
             self.store.set_public(room.nid, false).await?;
+            self.listed.note_change();
         }
         if let Some(aliases) = old.state.get("m.room.canonical_alias") {
             let nothing = CanonicalJsonObject::new();
@@ -148,6 +161,11 @@ fn replacement(
         .iter()
         .filter_map(|&event_type| Some(state_of(event_type, old.state.get(event_type)?.clone())))
         .collect();
+    // "If the guest_access value is missing, it is assumed to be forbidden": the preset would open the new room.
+    if !old.state.contains_key("m.room.guest_access") {
+        let closed = CanonicalJsonObject::from([("guest_access".to_owned(), text("forbidden"))]);
+        initial_state.push(state_of("m.room.guest_access", closed));
+    }
     let mut power_level_content_override = CanonicalJsonObject::new();
     if let Some(power_levels) = old.state.get("m.room.power_levels") {
         let was_privileged =
@@ -291,6 +309,25 @@ mod tests {
             Ok(CanonicalJsonValue::Object(object)) => object,
             other => panic!("{other:?} is not an object"),
         }
+    }
+
+    /// A room that says nothing of guests is closed to them, and so is the one that takes its place; what it says of
+    /// them is kept.
+    #[test]
+    fn guests_stay_out() {
+        let version = RoomVersionId::V11;
+        let (room_id, user_id) = (ruma::room_id!("!a:b").to_owned(), ruma::user_id!("@a:b"));
+        let room = RoomName { nid: 1, room_id, version: version.clone() };
+        let guest_access = |state: BTreeMap<String, CanonicalJsonObject>| {
+            let old = OldRoom { state, creator: None, last_event: None, is_listed: false };
+            let wanted = replacement(&old, &room, user_id, &version, &[]).unwrap();
+            let said = wanted.initial_state.into_iter().filter(|state| state.event_type == "m.room.guest_access");
+            said.map(|state| state.content).collect::<Vec<_>>()
+        };
+        let content = |access: &str| object(serde_json::json!({ "guest_access": access }));
+        assert_eq!(guest_access(BTreeMap::new()), [content("forbidden")]);
+        let open = BTreeMap::from([("m.room.guest_access".to_owned(), content("can_join"))]);
+        assert_eq!(guest_access(open), [content("can_join")]);
     }
 
     /// Levels written as text become numbers, what is neither is dropped, and so are users that are none.

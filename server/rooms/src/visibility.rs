@@ -2,13 +2,22 @@
 //!
 //! [Specification](https://spec.matrix.org/v1.19/client-server-api/#room-history-visibility)
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
-use myelin_store::{Event, Member, Membership, RoomName, StateKey, state_tree};
+use myelin_store::{
+    Event, Member, Membership, RoomName, StateKey,
+    state_tree::{self, Node, NodeSource},
+};
 use ruma::UserId;
 use serde::Deserialize;
 
-use crate::{Result, Rooms};
+use crate::{
+    Result, Rooms,
+    erased::{is_erased, redacted_copy},
+};
 
 /// Membership events that are followed back to find out whether a user was ever in the room.
 const STEPS_BACK: usize = 64;
@@ -73,8 +82,18 @@ impl Viewer<'_> {
     }
 }
 
+/// What decides about the events that came after a snapshot.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    visibility: HistoryVisibility,
+    /// The reader's membership, where it is of any consequence.
+    membership: Option<Membership>,
+}
+
 impl Rooms {
     /// Of some events of one room, those that a user may read, in the same order.
+    ///
+    /// What the user may read of someone whose account was erased is redacted, unless the user was there to hear it.
     pub async fn visible(
         &self,
         room: &RoomName,
@@ -82,26 +101,17 @@ impl Rooms {
         mut events: Vec<Arc<Event>>,
     ) -> Result<Vec<Arc<Event>>> {
         events.retain(|event| event.is_shown());
-        let mut states: HashMap<i64, (HistoryVisibility, Option<Membership>)> = HashMap::new();
-        for event in &events {
-            states.entry(event.state_before).or_insert((HistoryVisibility::Shared, None));
-        }
-        if states.is_empty() {
+        if events.is_empty() {
             return Ok(events);
         }
-        let keys =
-            [StateKey::new("m.room.history_visibility", ""), StateKey::new("m.room.member", viewer.user_id.as_str())];
-        let key_nids = self.store.known_key_nids(&keys).await?;
+        let erased = self.erased.users(&self.store).await?;
+        let moments = self.moments(viewer, &events, &erased).await?;
         let mut last_joined = None;
-        for (&root, state) in &mut states {
-            *state = self.state_for(root, &key_nids).await?;
-        }
         let mut visible = Vec::with_capacity(events.len());
         for event in events {
-            let (visibility, membership) =
-                states.get(&event.state_before).copied().unwrap_or((HistoryVisibility::Joined, None));
+            let Some(&Moment { visibility, membership }) = moments.get(&event.state_before) else { continue };
             // A change of the rule itself, or of one's own membership, is judged by the better of before and after.
-            let (visibility, membership) = self.with_own_change(viewer, &event, visibility, membership);
+            let visibility = with_own_change(viewer, &event, visibility);
             let allowed = match (visibility, membership) {
                 (HistoryVisibility::WorldReadable, _) | (_, Some(Membership::Join)) => true,
                 (HistoryVisibility::Invited, Some(Membership::Invite)) => true,
@@ -120,57 +130,75 @@ impl Rooms {
                 }
                 _ => false,
             };
-            if allowed {
-                visible.push(event);
+            if !allowed {
+                continue;
             }
+            let is_redacted = membership != Some(Membership::Join) && is_erased(&event, &erased);
+            visible.push(if is_redacted { redacted_copy(&event, room)? } else { event });
         }
         Ok(visible)
     }
 
-    async fn state_for(&self, root: i64, keys: &[Option<i64>]) -> Result<(HistoryVisibility, Option<Membership>)> {
-        let present: Vec<i64> = keys.iter().flatten().copied().collect();
-        let mut nids =
-            state_tree::get_many(&*self.store, root, &present).await.map_err(myelin_store::Error::from)?.into_iter();
-        let mut found = Vec::with_capacity(keys.len());
-        for key in keys {
-            found.push(match key.and_then(|_| nids.next().flatten()) {
-                Some(nid) => Some(self.store.event(nid).await?),
-                None => None,
-            });
-        }
-        let membership = found.get(1).and_then(Option::as_ref).and_then(|event| membership_in(event));
-        Ok((HistoryVisibility::of(found.first().and_then(Option::as_ref)), membership))
-    }
-
-    fn with_own_change(
+    /// What decides about some events, by the snapshot that they came after: a few queries, however many events.
+    async fn moments(
         &self,
         viewer: &Viewer<'_>,
-        event: &Arc<Event>,
-        visibility: HistoryVisibility,
-        membership: Option<Membership>,
-    ) -> (HistoryVisibility, Option<Membership>) {
-        match event.state_key() {
-            Some("") if event.event_type() == "m.room.history_visibility" => {
-                let after = HistoryVisibility::of(Some(event));
-                let openness = |visibility| match visibility {
-                    HistoryVisibility::WorldReadable => 3,
-                    HistoryVisibility::Shared => 2,
-                    HistoryVisibility::Invited => 1,
-                    HistoryVisibility::Joined => 0,
-                };
-                let better = if openness(after) > openness(visibility) { after } else { visibility };
-                (better, membership)
+        events: &[Arc<Event>],
+        erased: &HashSet<i64>,
+    ) -> Result<HashMap<i64, Moment>> {
+        let mut roots: Vec<i64> = events.iter().map(|event| event.state_before).collect();
+        roots.sort_unstable();
+        roots.dedup();
+        let rules = self.state_in_each(&roots, "m.room.history_visibility", "").await?;
+        let mut moments: HashMap<i64, Moment> = roots
+            .iter()
+            .map(|root| (*root, Moment { visibility: HistoryVisibility::of(rules.get(root)), membership: None }))
+            .collect();
+
+        // Where everyone or every member may read, nothing hangs on the membership of that time.
+        let unheard: HashSet<i64> =
+            events.iter().filter(|event| is_erased(event, erased)).map(|event| event.state_before).collect();
+        roots.retain(|root| {
+            let is_open = moments.get(root).is_some_and(|moment| match moment.visibility {
+                HistoryVisibility::WorldReadable => true,
+                HistoryVisibility::Shared => viewer.is_joined(),
+                HistoryVisibility::Invited | HistoryVisibility::Joined => false,
+            });
+            !is_open || unheard.contains(root)
+        });
+        for (root, event) in self.state_in_each(&roots, "m.room.member", viewer.user_id.as_str()).await? {
+            if let Some(moment) = moments.get_mut(&root) {
+                moment.membership = membership_in(&event);
             }
-            Some(key) if event.event_type() == "m.room.member" && key == viewer.user_id.as_str() => {
-                // One always sees what happens to oneself.
-                (HistoryVisibility::WorldReadable, membership)
-            }
-            _ => (visibility, membership),
         }
+        Ok(moments)
+    }
+
+    /// The event of one key in each of some snapshots, where there is one.
+    async fn state_in_each(
+        &self,
+        roots: &[i64],
+        event_type: &str,
+        state_key: &str,
+    ) -> Result<HashMap<i64, Arc<Event>>> {
+        if roots.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let key = StateKey::new(event_type, state_key);
+        let key_nids = self.store.known_key_nids(std::slice::from_ref(&key)).await?;
+        let Some(key_nid) = key_nids.first().copied().flatten() else { return Ok(HashMap::new()) };
+        let nids = key_in_each(&*self.store, roots, key_nid).await.map_err(myelin_store::Error::from)?;
+        let mut wanted: Vec<i64> = nids.iter().flatten().copied().collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let events = self.store.events(&wanted).await?;
+        let events: HashMap<i64, Arc<Event>> = events.into_iter().map(|event| (event.nid, event)).collect();
+        let found = roots.iter().zip(nids);
+        Ok(found.filter_map(|(root, nid)| Some((*root, events.get(&nid?)?.clone()))).collect())
     }
 
     /// The event by which a user who is not in the room now was in it no longer, if they ever were.
-    pub(crate) async fn last_joined(&self, room: &RoomName, viewer: &Viewer<'_>) -> Result<Option<Arc<Event>>> {
+    pub async fn last_joined(&self, room: &RoomName, viewer: &Viewer<'_>) -> Result<Option<Arc<Event>>> {
         let Some(member) = viewer.member.filter(|member| member.room_nid == room.nid) else { return Ok(None) };
         let mut event = self.store.event(member.event_nid).await?;
         for _ in 0..STEPS_BACK {
@@ -193,5 +221,154 @@ impl Rooms {
     pub async fn is_world_readable(&self, room: &RoomName) -> Result<bool> {
         let event = self.state_event(room, "m.room.history_visibility", "").await?;
         Ok(HistoryVisibility::of(event.as_ref()) == HistoryVisibility::WorldReadable)
+    }
+}
+
+/// The visibility that an event is judged by, given the one before it.
+fn with_own_change(viewer: &Viewer<'_>, event: &Arc<Event>, before: HistoryVisibility) -> HistoryVisibility {
+    match event.state_key() {
+        Some("") if event.event_type() == "m.room.history_visibility" => {
+            let after = HistoryVisibility::of(Some(event));
+            let openness = |visibility| match visibility {
+                HistoryVisibility::WorldReadable => 3,
+                HistoryVisibility::Shared => 2,
+                HistoryVisibility::Invited => 1,
+                HistoryVisibility::Joined => 0,
+            };
+            if openness(after) > openness(before) { after } else { before }
+        }
+        // One always sees what happens to oneself.
+        Some(key) if event.event_type() == "m.room.member" && key == viewer.user_id.as_str() => {
+            HistoryVisibility::WorldReadable
+        }
+        _ => before,
+    }
+}
+
+/// The nodes that are in memory. Its error is one that is not.
+struct AtHand<'s, S> {
+    source: &'s S,
+    loaded: HashMap<i64, Arc<Node>>,
+}
+
+impl<S: NodeSource> NodeSource for AtHand<'_, S> {
+    type Error = i64;
+
+    async fn nodes(&self, ids: &[i64]) -> Result<Vec<Arc<Node>>, i64> {
+        ids.first().map_or(Ok(Vec::new()), |id| Err(*id))
+    }
+
+    fn cached(&self, id: i64) -> Option<Arc<Node>> {
+        self.loaded.get(&id).cloned().or_else(|| self.source.cached(id))
+    }
+}
+
+/// The events of one key in each of some snapshots, in the order asked.
+///
+/// Goes down all of them at once: the source is asked once a level, however many snapshots there are.
+async fn key_in_each<S: NodeSource>(
+    source: &S,
+    roots: &[i64],
+    key: i64,
+) -> Result<Vec<Option<i64>>, state_tree::Error<S::Error>> {
+    let mut at_hand = AtHand { source, loaded: HashMap::new() };
+    let mut found = vec![None; roots.len()];
+    let mut open: Vec<usize> = (0..roots.len()).collect();
+    loop {
+        let mut waiting = Vec::new();
+        let mut lacking = Vec::new();
+        for place in open {
+            match state_tree::get(&at_hand, roots[place], key).await {
+                Ok(event) => found[place] = event,
+                Err(state_tree::Error::Source(id)) => {
+                    waiting.push(place);
+                    lacking.push(id);
+                }
+                Err(state_tree::Error::Corrupt { id, cause }) => {
+                    return Err(state_tree::Error::Corrupt { id, cause });
+                }
+                Err(state_tree::Error::Missing { id }) => return Err(state_tree::Error::Missing { id }),
+            }
+        }
+        if lacking.is_empty() {
+            return Ok(found);
+        }
+        lacking.sort_unstable();
+        lacking.dedup();
+        let nodes = source.nodes(&lacking).await.map_err(state_tree::Error::Source)?;
+        if let Some(&id) = lacking.get(nodes.len()) {
+            return Err(state_tree::Error::Missing { id });
+        }
+        at_hand.loaded.extend(lacking.into_iter().zip(nodes));
+        open = waiting;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, sync::Mutex};
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    /// Nodes of which none is in memory, and what is asked of them.
+    #[derive(Default)]
+    struct Cold {
+        nodes: HashMap<i64, Arc<Node>>,
+        calls: Mutex<usize>,
+    }
+
+    impl NodeSource for Cold {
+        type Error = Infallible;
+
+        async fn nodes(&self, ids: &[i64]) -> Result<Vec<Arc<Node>>, Infallible> {
+            *self.calls.lock().unwrap() += 1;
+            Ok(ids.iter().map_while(|id| self.nodes.get(id).cloned()).collect())
+        }
+
+        fn cached(&self, _: i64) -> Option<Arc<Node>> {
+            None
+        }
+    }
+
+    impl Cold {
+        fn update(&mut self, root: i64, changes: &[(i64, Option<i64>)]) -> i64 {
+            let mut last = self.nodes.len() as i64;
+            let mut alloc = || {
+                last += 1;
+                last
+            };
+            let made = state_tree::update(self, root, changes, &mut alloc).now_or_never().unwrap().unwrap();
+            self.nodes.extend(made.new_nodes);
+            made.root
+        }
+    }
+
+    /// One key of a hundred snapshots costs as many queries as one of a single one, and what is found is the same.
+    #[test]
+    fn many_snapshots_are_read_at_once() {
+        let mut source = Cold::default();
+        let members: Vec<(i64, Option<i64>)> = (1..5000).map(|key| (key, Some(key * 10))).collect();
+        let mut roots = vec![state_tree::EMPTY, source.update(state_tree::EMPTY, &members)];
+        for number in 0..100 {
+            // Joins, and a few changes of the key that is asked for.
+            let change = if number % 30 == 7 { (77, Some(number)) } else { (10_000 + number, Some(number)) };
+            roots.push(source.update(*roots.last().unwrap(), &[change]));
+        }
+        for key in [77, 10_050, 99_999] {
+            let single: Vec<Option<i64>> = roots
+                .iter()
+                .map(|root| state_tree::get(&source, *root, key).now_or_never().unwrap().unwrap())
+                .collect();
+            *source.calls.lock().unwrap() = 0;
+            let found = key_in_each(&source, &roots, key).now_or_never().unwrap().unwrap();
+            assert_eq!(found, single);
+            let calls = *source.calls.lock().unwrap();
+            assert!(calls <= 6, "{calls} queries");
+        }
+        source.nodes.clear();
+        let lost = key_in_each(&source, &roots, 77).now_or_never().unwrap();
+        assert!(matches!(lost, Err(state_tree::Error::Missing { .. })));
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use myelin_store::{
-    Append, Committed, Event, EventParts, Fate, Head, Membership, MembershipChange, NewRoom, Operation, Redaction,
+    Append, Committed, Database, Event, EventParts, Fate, Head, Membership, MembershipChange, NewRoom, Operation, Redaction,
     RoomName, StateKey, flags, state_tree::Node,
 };
 use prometheus::{IntCounter, register_int_counter};
@@ -105,6 +105,8 @@ pub struct RoomWriter {
     room: Arc<RoomName>,
     rules: RoomVersionRules,
     slot: OwnedMutexGuard<Option<Loaded>>,
+    /// The head was read from the database just now.
+    is_fresh: bool,
     /// The version that the room must have when this is committed.
     base_version: i64,
     head: Head,
@@ -136,7 +138,8 @@ impl RoomWriter {
     pub(crate) async fn open(rooms: &Arc<Rooms>, room: &Arc<RoomName>) -> Result<Self> {
         let rules = rules_of(&room.version)?;
         let mut slot = rooms.slot(room.nid).lock_owned().await;
-        if slot.as_ref().is_none_or(|loaded| loaded.fate.has_failed()) {
+        let is_fresh = slot.as_ref().is_none_or(|loaded| loaded.fate.has_failed());
+        if is_fresh {
             *slot = Some(load(rooms, room, &rules).await?);
         }
         let loaded = slot.as_mut().expect("it was loaded just now");
@@ -151,6 +154,7 @@ impl RoomWriter {
             room: room.clone(),
             rules,
             slot,
+            is_fresh,
             base_version: head.version,
             head,
             extremities,
@@ -185,6 +189,7 @@ impl RoomWriter {
             room: provisional,
             rules,
             slot,
+            is_fresh: true,
             base_version: 0,
             head: Head { version: 0, last_pos: 0, depth: 0, extremities: Vec::new(), state_root: 0 },
             extremities: Vec::new(),
@@ -543,12 +548,33 @@ impl RoomWriter {
             redactions: std::mem::take(&mut draft.redactions),
             fate,
         })));
+        // While this is under way the room's head stays in memory, so that what follows builds on it.
+        let _in_use = OwnedMutexGuard::mutex(&self.slot).clone();
         drop(self);
         Ok(waiting.await.map_err(|_| myelin_store::Error::Closed)??)
     }
 }
 
 impl RoomWriter {
+    /// Whether what was drafted stood on ground that has gone: a write that failed, or one that another replica has
+    /// followed. The next writer then starts from the database.
+    pub(crate) async fn give_up(mut self) -> Result<bool> {
+        let Some((fate, loaded_version)) = self.slot.as_ref().map(|loaded| (loaded.fate.clone(), loaded.version)) else {
+            return Ok(false);
+        };
+        let is_shared = matches!(self.rooms.store.database(), Database::Postgres { .. });
+        let was_committed = self.base_version == loaded_version || fate.committed() >= self.base_version;
+        let is_behind = is_shared
+            && was_committed
+            && !self.is_fresh
+            && self.rooms.store.head(self.room.nid).await?.version != self.base_version;
+        let must_reload = fate.has_failed() || is_behind;
+        if must_reload {
+            *self.slot = None;
+        }
+        Ok(must_reload)
+    }
+
     /// Sees that what was found to be just so already is committed, and still so. Holds the room meanwhile: it is rare.
     async fn confirm(mut self) -> Result<Committed> {
         let Some((fate, loaded_version)) = self.slot.as_ref().map(|loaded| (loaded.fate.clone(), loaded.version))

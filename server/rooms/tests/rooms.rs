@@ -1,7 +1,10 @@
 //! Rooms on both engines: created, written to by many, read, redacted, and found again after a restart.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use myelin_rooms::{
     CreateRoom, Error, MembershipAction, Preset, Rooms, Template, Transaction, content,
@@ -220,9 +223,10 @@ async fn a_redacted_message_has_lost_its_content_everywhere() {
             let room = rooms.create(wanted(&alice, version, Preset::PublicChat)).await.unwrap();
             act(&rooms, &room, &bob, &bob, MembershipAction::Join).await.unwrap();
             let sent = rooms.send(&room, message(&alice, "a secret"), None).await.unwrap();
-            let refused = rooms.redact(&room, &bob, &sent, None, None).await;
+            let refused = rooms.redact(&room, &bob, &sent, Default::default(), None).await;
             assert!(matches!(refused, Err(Error::Forbidden(_))), "version {version}");
-            let redaction = rooms.redact(&room, &alice, &sent, Some("why"), None).await.unwrap();
+            let reason = BTreeMap::from([("reason".to_owned(), "why".to_owned().into())]);
+            let redaction = rooms.redact(&room, &alice, &sent, reason, None).await.unwrap();
             let event = store.event_by_id(&sent).await.unwrap().unwrap();
             assert_eq!(event.content(), "{}");
             assert_eq!(bodies(&store, &room).await, Vec::<String>::new());
@@ -269,7 +273,7 @@ async fn rooms_made_alike_differ() {
             let (rooms, wanted) = (replicas[place % 2].clone(), wanted(&alice, "12", Preset::PrivateChat));
             tokio::spawn(async move { rooms.create(wanted).await.unwrap().room_id.clone() })
         });
-        let mut ids = std::collections::BTreeSet::new();
+        let mut ids = BTreeSet::new();
         for room_id in made.collect::<Vec<_>>() {
             ids.insert(room_id.await.unwrap());
         }

@@ -156,7 +156,8 @@ impl Store {
         transaction.commit().await
     }
 
-    /// Ends an account for good: no password, no devices, no tokens; with `erase`, no profile either.
+    /// Ends an account for good: no password, no devices, no tokens; with `erase`, no profile and no account data
+    /// either.
     ///
     /// False if there is no such account or it has ended before.
     pub async fn deactivate_account(&self, user_nid: i64, erase: bool, now_ms: i64) -> Result<bool> {
@@ -177,6 +178,7 @@ impl Store {
         execute!(transaction, "DELETE FROM filters WHERE user_nid = $1", user_nid)?;
         if erase {
             execute!(transaction, "DELETE FROM profile_fields WHERE user_nid = $1", user_nid)?;
+            execute!(transaction, "DELETE FROM account_data WHERE user_nid = $1", user_nid)?;
         }
         transaction.commit().await?;
         Ok(true)
@@ -329,7 +331,12 @@ mod tests {
             };
             store.log_in(login(b"one")).await.unwrap().unwrap();
             assert!(store.set_profile_field(nid, "displayname", "\"Alice\"", 1000).await.unwrap());
+            for room_nid in [0, 7] {
+                let keep = |_: Option<&str>| Some("{}".to_owned());
+                store.change_account_data(nid, room_nid, "org.example", keep).await.unwrap();
+            }
             assert!(store.deactivate_account(nid, true, 5).await.unwrap());
+            assert!(store.account_data_since(nid, 0, i64::MAX).await.unwrap().is_empty());
             assert!(!store.deactivate_account(nid, false, 6).await.unwrap());
             let account = store.account(alice).await.unwrap().unwrap();
             assert_eq!((account.deactivated_ts, account.erased, account.password_hash), (Some(5), true, None));

@@ -1,12 +1,15 @@
 //! The group commit: what waits, from all rooms, becomes one transaction.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, LazyLock,
         atomic::{AtomicBool, AtomicI64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use prometheus::{Histogram, IntCounter, IntGauge, register_histogram, register_int_counter, register_int_gauge};
@@ -17,13 +20,15 @@ use tracing::warn;
 use crate::{
     AccountData, Error, Event, Receipt, Result, Store,
     database::{Engine, Transaction},
-    sql::{Ids, Sql, Texts, execute, row},
+    sql::{Sql, execute, row},
     state_tree::Node,
     stream::{Batch, Change},
 };
 
 /// Operations that wait for the committer at the most; senders wait for a place.
 const QUEUE: usize = 4096;
+/// How long a transaction may take: longer than any that is not stuck.
+const COMMIT_TIME: Duration = Duration::from_secs(20);
 /// Operations in one transaction at the most.
 const BATCH: usize = 512;
 
@@ -334,11 +339,16 @@ async fn commit_batch(store: &Arc<Store>, batch: Vec<Queued>) {
         }
         Err((error, operations)) => {
             COMMIT_FAILURES.inc();
-            if operations.len() > 1 && error.is_constraint() {
-                // One of them is at fault; the others must not suffer for it.
-                for (operation, answer) in operations.into_iter().zip(answers) {
-                    Box::pin(commit_batch(store, vec![Queued { operation, answer }])).await;
-                }
+            if operations.len() > 1 && !error.is_unavailable() {
+                // One of them is at fault; the others must not suffer for it. Halves find it in few commits.
+                let mut first: Vec<Queued> = operations
+                    .into_iter()
+                    .zip(answers)
+                    .map(|(operation, answer)| Queued { operation, answer })
+                    .collect();
+                let second = first.split_off(first.len() / 2);
+                Box::pin(commit_batch(store, first)).await;
+                Box::pin(commit_batch(store, second)).await;
                 return;
             }
             warn!(error = &error as &dyn std::error::Error, "a batch of {} writes was rolled back", operations.len());
@@ -368,9 +378,14 @@ type Failed = (Error, Vec<Operation>);
 async fn write(store: &Arc<Store>, mut operations: Vec<Operation>) -> Result<Vec<Result<Committed>>, Failed> {
     // Readers of the stream wait here until what is committed is also known in memory.
     let mut tail = store.tail.lock().await;
-    let written = match write_transaction(store, &mut operations).await {
-        Ok(written) => written,
-        Err(error) => return Err((error, operations)),
+    // A server that has vanished without a word must not stop everything until TCP gives up.
+    let written = match tokio::time::timeout(COMMIT_TIME, write_transaction(store, &mut operations)).await {
+        Ok(Ok(written)) => written,
+        Ok(Err(error)) => return Err((error, operations)),
+        Err(_) => {
+            store.database.distrust_connections();
+            return Err((Error::Timeout, operations));
+        }
     };
     let Written { from, to, refused } = written;
 
@@ -465,9 +480,9 @@ async fn write_transaction(store: &Store, operations: &mut [Operation]) -> Resul
         }
     }
 
-    let refused = compare_and_set(&mut transaction, &runs, operations).await?;
-    // Within a run, each append must follow the one before it; a gap means that one of them had failed.
-    let refused = refuse_broken_runs(refused, &runs, operations);
+    let mut refused = broken_runs(&runs, operations);
+    runs.retain(|room_nid, _| !refused.contains(room_nid));
+    refused.extend(compare_and_set(&mut transaction, &runs, operations).await?);
     let appends: Vec<&Append> = operations
         .iter()
         .filter_map(|operation| match operation {
@@ -605,22 +620,20 @@ async fn compare_and_set(
     Ok(refused)
 }
 
-fn refuse_broken_runs(
-    mut refused: HashSet<i64>,
-    runs: &BTreeMap<i64, RoomRun>,
-    operations: &[Operation],
-) -> HashSet<i64> {
+/// The rooms in which an append does not follow the one before it: that one had failed.
+fn broken_runs(runs: &BTreeMap<i64, RoomRun>, operations: &[Operation]) -> HashSet<i64> {
+    let mut broken = HashSet::new();
     let mut versions: HashMap<i64, i64> = runs.iter().map(|(&room_nid, run)| (room_nid, run.expected)).collect();
     for operation in operations {
         let Operation::Append(append) = operation else { continue };
         if let Some(version) = versions.get_mut(&append.room_nid) {
             if *version != append.expected_version {
-                refused.insert(append.room_nid);
+                broken.insert(append.room_nid);
             }
             *version = append.head.version;
         }
     }
-    refused
+    broken
 }
 
 async fn insert_nodes(transaction: &mut Transaction, appends: &[&Append]) -> Result<()> {
@@ -730,24 +743,43 @@ async fn upsert_memberships(transaction: &mut Transaction, appends: &[&Append]) 
     if last.is_empty() {
         return Ok(());
     }
-    type Row<'a> = (&'a (i64, i64), &'a (i64, i64, i64));
-    let column = |of: fn(Row<'_>) -> i64| last.iter().map(of).collect::<Vec<i64>>();
-    let (rooms, users) = (column(|(key, _)| key.0), column(|(key, _)| key.1));
-    let (memberships, events, poss) = (column(|(_, row)| row.0), column(|(_, row)| row.1), column(|(_, row)| row.2));
-    let sql = Sql {
-        sqlite: "INSERT INTO memberships (room_nid, user_nid, membership, event_nid, pos, forgotten)
-                 SELECT r.value, u.value, m.value, e.value, p.value, FALSE FROM json_each($1) AS r
-                 JOIN json_each($2) AS u ON u.key = r.key JOIN json_each($3) AS m ON m.key = r.key
-                 JOIN json_each($4) AS e ON e.key = r.key JOIN json_each($5) AS p ON p.key = r.key
-                 WHERE TRUE
+    match transaction.engine() {
+        Engine::Sqlite(connection) => {
+            for ((room_nid, user_nid), (membership, event_nid, pos)) in last {
+                sqlx::query(
+                    "INSERT INTO memberships (room_nid, user_nid, membership, event_nid, pos, forgotten)
+                     VALUES ($1, $2, $3, $4, $5, FALSE)
+                     ON CONFLICT (room_nid, user_nid) DO UPDATE SET membership = excluded.membership,
+                         event_nid = excluded.event_nid, pos = excluded.pos, forgotten = FALSE",
+                )
+                .bind(room_nid)
+                .bind(user_nid)
+                .bind(membership)
+                .bind(event_nid)
+                .bind(pos)
+                .execute(&mut *connection)
+                .await?;
+            }
+        }
+        Engine::Postgres(connection) => {
+            type Row<'a> = (&'a (i64, i64), &'a (i64, i64, i64));
+            let column = |of: fn(Row<'_>) -> i64| last.iter().map(of).collect::<Vec<i64>>();
+            sqlx::query(
+                "INSERT INTO memberships (room_nid, user_nid, membership, event_nid, pos, forgotten)
+                 SELECT u.*, FALSE
+                 FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[]) AS u
                  ON CONFLICT (room_nid, user_nid) DO UPDATE SET membership = excluded.membership,
                      event_nid = excluded.event_nid, pos = excluded.pos, forgotten = FALSE",
-        postgres: "INSERT INTO memberships (room_nid, user_nid, membership, event_nid, pos, forgotten)
-                   SELECT u.*, FALSE FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[]) AS u
-                   ON CONFLICT (room_nid, user_nid) DO UPDATE SET membership = excluded.membership,
-                       event_nid = excluded.event_nid, pos = excluded.pos, forgotten = FALSE",
-    };
-    execute!(transaction, sql, Ids(&rooms), Ids(&users), Ids(&memberships), Ids(&events), Ids(&poss))?;
+            )
+            .bind(column(|(key, _)| key.0))
+            .bind(column(|(key, _)| key.1))
+            .bind(column(|(_, row)| row.0))
+            .bind(column(|(_, row)| row.1))
+            .bind(column(|(_, row)| row.2))
+            .execute(&mut *connection)
+            .await?;
+        }
+    }
     Ok(())
 }
 
@@ -768,47 +800,65 @@ async fn redact(transaction: &mut Transaction, appends: &[&Append]) -> Result<()
     Ok(())
 }
 
+/// Receipts move forward only: of two for the same, the one for the later event stays.
 async fn upsert_receipts(transaction: &mut Transaction, operations: &[Operation]) -> Result<()> {
-    let mut last: BTreeMap<(i64, i64, &str, &str), &Receipt> = BTreeMap::new();
+    let mut furthest: BTreeMap<(i64, i64, &str, &str), &Receipt> = BTreeMap::new();
     for operation in operations {
-        if let Operation::Receipt(receipt) = operation {
-            last.insert((receipt.room_nid, receipt.user_nid, &receipt.receipt_type, &receipt.thread), receipt);
+        let Operation::Receipt(receipt) = operation else { continue };
+        let key = (receipt.room_nid, receipt.user_nid, &*receipt.receipt_type, &*receipt.thread);
+        let place = furthest.entry(key).or_insert(receipt);
+        if place.event_pos <= receipt.event_pos {
+            *place = receipt;
         }
     }
-    if last.is_empty() {
+    if furthest.is_empty() {
         return Ok(());
     }
-    let receipts: Vec<&Receipt> = last.into_values().collect();
-    let column = |of: fn(&Receipt) -> i64| receipts.iter().map(|receipt| of(receipt)).collect::<Vec<i64>>();
-    let types: Vec<&str> = receipts.iter().map(|receipt| &*receipt.receipt_type).collect();
-    let threads: Vec<&str> = receipts.iter().map(|receipt| &*receipt.thread).collect();
-    let sql = Sql {
-        sqlite: "INSERT INTO receipts (room_nid, user_nid, type, thread, event_nid, event_pos, ts, pos)
-                 SELECT a.value, b.value, c.value, d.value, e.value, f.value, g.value, h.value FROM json_each($1) AS a
-                 JOIN json_each($2) AS b ON b.key = a.key JOIN json_each($3) AS c ON c.key = a.key
-                 JOIN json_each($4) AS d ON d.key = a.key JOIN json_each($5) AS e ON e.key = a.key
-                 JOIN json_each($6) AS f ON f.key = a.key JOIN json_each($7) AS g ON g.key = a.key
-                 JOIN json_each($8) AS h ON h.key = a.key WHERE TRUE
+    match transaction.engine() {
+        Engine::Sqlite(connection) => {
+            for receipt in furthest.into_values() {
+                sqlx::query(
+                    "INSERT INTO receipts (room_nid, user_nid, type, thread, event_nid, event_pos, ts, pos)
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+                     ON CONFLICT (room_nid, user_nid, type, thread) DO UPDATE SET event_nid = excluded.event_nid,
+                         event_pos = excluded.event_pos, ts = excluded.ts, pos = excluded.pos
+                     WHERE receipts.event_pos <= excluded.event_pos",
+                )
+                .bind(receipt.room_nid)
+                .bind(receipt.user_nid)
+                .bind(&*receipt.receipt_type)
+                .bind(&*receipt.thread)
+                .bind(receipt.event_nid)
+                .bind(receipt.event_pos)
+                .bind(receipt.ts)
+                .bind(receipt.pos)
+                .execute(&mut *connection)
+                .await?;
+            }
+        }
+        Engine::Postgres(connection) => {
+            let receipts: Vec<&Receipt> = furthest.into_values().collect();
+            let column = |of: fn(&Receipt) -> i64| receipts.iter().map(|receipt| of(receipt)).collect::<Vec<i64>>();
+            sqlx::query(
+                "INSERT INTO receipts (room_nid, user_nid, type, thread, event_nid, event_pos, ts, pos)
+                 SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::bigint[],
+                                      $7::bigint[], $8::bigint[])
                  ON CONFLICT (room_nid, user_nid, type, thread) DO UPDATE SET event_nid = excluded.event_nid,
-                     event_pos = excluded.event_pos, ts = excluded.ts, pos = excluded.pos",
-        postgres: "INSERT INTO receipts (room_nid, user_nid, type, thread, event_nid, event_pos, ts, pos)
-                   SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::bigint[],
-                                        $7::bigint[], $8::bigint[])
-                   ON CONFLICT (room_nid, user_nid, type, thread) DO UPDATE SET event_nid = excluded.event_nid,
-                       event_pos = excluded.event_pos, ts = excluded.ts, pos = excluded.pos",
-    };
-    execute!(
-        transaction,
-        sql,
-        Ids(&column(|receipt| receipt.room_nid)),
-        Ids(&column(|receipt| receipt.user_nid)),
-        Texts(&types),
-        Texts(&threads),
-        Ids(&column(|receipt| receipt.event_nid)),
-        Ids(&column(|receipt| receipt.event_pos)),
-        Ids(&column(|receipt| receipt.ts)),
-        Ids(&column(|receipt| receipt.pos))
-    )?;
+                     event_pos = excluded.event_pos, ts = excluded.ts, pos = excluded.pos
+                 WHERE receipts.event_pos <= excluded.event_pos",
+            )
+            .bind(column(|receipt| receipt.room_nid))
+            .bind(column(|receipt| receipt.user_nid))
+            .bind(receipts.iter().map(|receipt| &*receipt.receipt_type).collect::<Vec<_>>())
+            .bind(receipts.iter().map(|receipt| &*receipt.thread).collect::<Vec<_>>())
+            .bind(column(|receipt| receipt.event_nid))
+            .bind(column(|receipt| receipt.event_pos))
+            .bind(column(|receipt| receipt.ts))
+            .bind(column(|receipt| receipt.pos))
+            .execute(&mut *connection)
+            .await?;
+        }
+    }
     Ok(())
 }
 

@@ -1,6 +1,13 @@
 //! The two engines behind one door: connecting, transactions, migrations.
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    str::FromStr,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use sqlx::{
     PgConnection, PgPool, Postgres, Sqlite, SqliteConnection, SqlitePool,
@@ -53,7 +60,12 @@ pub enum Database {
         writer: SqlitePool,
     },
     /// A PostgreSQL server, version 15 or newer.
-    Postgres(PgPool),
+    Postgres {
+        /// The connections.
+        pool: PgPool,
+        /// Connections made before this moment, in milliseconds from the first one, are not used any more.
+        distrusted: Arc<AtomicU64>,
+    },
 }
 
 /// One connection, of either engine.
@@ -98,6 +110,12 @@ impl Transaction {
         }
         Ok(())
     }
+}
+
+/// Milliseconds since this was first asked.
+fn uptime_ms() -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed().as_millis() as u64
 }
 
 impl Database {
@@ -151,6 +169,7 @@ impl Database {
     async fn connect_postgres(options: &DatabaseOptions) -> Result<Self> {
         let connect =
             PgConnectOptions::from_str(&options.url)?.application_name("myelin").statement_cache_capacity(256);
+        let distrusted = Arc::new(AtomicU64::new(uptime_ms()));
         let pool = PgPoolOptions::new()
             .max_connections(options.max_connections.max(2))
             .acquire_timeout(options.acquire_timeout)
@@ -158,23 +177,38 @@ impl Database {
             .max_lifetime(Duration::from_secs(3600))
             // A dead connection is noticed by its first query; asking first would double the round trips.
             .test_before_acquire(false)
+            .before_acquire({
+                let distrusted = distrusted.clone();
+                move |_, metadata| {
+                    let made = uptime_ms().saturating_sub(metadata.age.as_millis() as u64);
+                    let is_trusted = made >= distrusted.load(Ordering::Acquire);
+                    Box::pin(async move { Ok(is_trusted) })
+                }
+            })
             .connect_with(connect)
             .await?;
-        Ok(Self::Postgres(pool))
+        Ok(Self::Postgres { pool, distrusted })
     }
 
     pub(crate) async fn reader(&self) -> Result<Reader> {
         Ok(match self {
             Self::Sqlite { readers, .. } => Reader::Sqlite(readers.acquire().await?),
-            Self::Postgres(pool) => Reader::Postgres(pool.acquire().await?),
+            Self::Postgres { pool, .. } => Reader::Postgres(pool.acquire().await?),
         })
     }
 
     pub(crate) async fn begin(&self) -> Result<Transaction> {
         Ok(match self {
             Self::Sqlite { writer, .. } => Transaction::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?),
-            Self::Postgres(pool) => Transaction::Postgres(pool.begin().await?),
+            Self::Postgres { pool, .. } => Transaction::Postgres(pool.begin().await?),
         })
+    }
+
+    /// Uses none of the connections any more that there are now: the server may have vanished without a word.
+    pub(crate) fn distrust_connections(&self) {
+        if let Self::Postgres { distrusted, .. } = self {
+            distrusted.store(uptime_ms(), Ordering::Release);
+        }
     }
 
     /// True when a trivial query is answered.
@@ -190,7 +224,7 @@ impl Database {
             Self::Sqlite { readers, writer } => {
                 (readers.size() + writer.size(), readers.num_idle() + writer.num_idle())
             }
-            Self::Postgres(pool) => (pool.size(), pool.num_idle()),
+            Self::Postgres { pool, .. } => (pool.size(), pool.num_idle()),
         }
     }
 
@@ -198,7 +232,7 @@ impl Database {
     pub fn engine_name(&self) -> &'static str {
         match self {
             Self::Sqlite { .. } => "sqlite",
-            Self::Postgres(_) => "postgres",
+            Self::Postgres { .. } => "postgres",
         }
     }
 
@@ -209,7 +243,7 @@ impl Database {
     pub(crate) async fn migrate(&self) -> Result<()> {
         let outcome = match self {
             Self::Sqlite { writer, .. } => SQLITE_MIGRATIONS.run(writer).await,
-            Self::Postgres(pool) => {
+            Self::Postgres { pool, .. } => {
                 let mut connection = pool.acquire().await?.detach();
                 let deadline = tokio::time::Instant::now() + MIGRATION_WAIT;
                 loop {
@@ -284,7 +318,7 @@ impl Database {
                 readers.close().await;
                 writer.close().await;
             }
-            Self::Postgres(pool) => pool.close().await,
+            Self::Postgres { pool, .. } => pool.close().await,
         }
     }
 }

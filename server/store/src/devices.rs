@@ -2,7 +2,8 @@
 
 use crate::{
     Result, Store,
-    sql::{Ids, Sql, Texts, execute, listed, optional, rows},
+    database::Engine,
+    sql::{Texts, execute, json_rows, listed, optional, rows},
 };
 
 /// A device.
@@ -106,25 +107,36 @@ impl Store {
         if sightings.is_empty() {
             return Ok(());
         }
-        let nids: Vec<i64> = sightings.iter().map(|sighting| sighting.device_nid).collect();
-        let ts: Vec<i64> = sightings.iter().map(|sighting| sighting.ts).collect();
-        let ips: Vec<&str> = sightings.iter().map(|sighting| sighting.ip.as_deref().unwrap_or_default()).collect();
         let mut transaction = self.database.begin().await?;
-        let sql = Sql {
-            sqlite:
-                "UPDATE devices SET last_seen_ts = t.value, last_seen_ip = COALESCE(NULLIF(i.value, ''), last_seen_ip)
-                     FROM json_each($1) AS n JOIN json_each($2) AS t ON t.key = n.key
-                     JOIN json_each($3) AS i ON i.key = n.key
-                     WHERE device_nid = n.value AND last_seen_ts <= t.value",
+        let rows: Vec<(i64, i64, Option<&str>)> =
+            sightings.iter().map(|sighting| (sighting.device_nid, sighting.ts, sighting.ip.as_deref())).collect();
+        match transaction.engine() {
+            Engine::Sqlite(connection) => {
+                sqlx::query(
+                    "UPDATE devices SET last_seen_ts = s.value->>1, last_seen_ip = COALESCE(s.value->>2, last_seen_ip)
+                     FROM json_each($1) AS s WHERE device_nid = s.value->>0 AND last_seen_ts <= s.value->>1",
+                )
+                .bind(json_rows(&rows))
+                .execute(connection)
+                .await?;
+            }
             // Replicas that write the same rows take them in the same order, so that none waits for the other.
-            postgres: "WITH locked AS (SELECT device_nid FROM devices WHERE device_nid = ANY($1)
-                                       ORDER BY device_nid FOR UPDATE)
-                       UPDATE devices AS d
-                       SET last_seen_ts = s.ts, last_seen_ip = COALESCE(NULLIF(s.ip, ''), d.last_seen_ip)
-                       FROM locked JOIN unnest($1, $2::bigint[], $3::text[]) AS s(device_nid, ts, ip) USING (device_nid)
-                       WHERE d.device_nid = s.device_nid AND d.last_seen_ts <= s.ts",
-        };
-        execute!(transaction, sql, Ids(&nids), Ids(&ts), Texts(&ips))?;
+            Engine::Postgres(connection) => {
+                sqlx::query(
+                    "WITH locked AS (SELECT device_nid FROM devices WHERE device_nid = ANY($1)
+                                     ORDER BY device_nid FOR UPDATE)
+                     UPDATE devices AS d SET last_seen_ts = s.ts, last_seen_ip = COALESCE(s.ip, d.last_seen_ip)
+                     FROM locked
+                     JOIN unnest($1::bigint[], $2::bigint[], $3::text[]) AS s(device_nid, ts, ip) USING (device_nid)
+                     WHERE d.device_nid = s.device_nid AND d.last_seen_ts <= s.ts",
+                )
+                .bind(rows.iter().map(|row| row.0).collect::<Vec<_>>())
+                .bind(rows.iter().map(|row| row.1).collect::<Vec<_>>())
+                .bind(rows.iter().map(|row| row.2).collect::<Vec<_>>())
+                .execute(connection)
+                .await?;
+            }
+        }
         transaction.commit().await
     }
 }

@@ -48,6 +48,9 @@ pub enum Error {
     /// The batch that this write was part of failed.
     #[error("commit the batch")]
     Batch(#[source] Arc<Error>),
+    /// The database took too long; whether it did what was asked is not known.
+    #[error("the database took too long")]
+    Timeout,
     /// The committer has stopped.
     #[error("the store is shutting down")]
     Closed,
@@ -86,7 +89,7 @@ impl Error {
                 _ => false,
             },
             Self::Batch(error) => error.is_unavailable(),
-            Self::Closed => true,
+            Self::Closed | Self::Timeout => true,
             _ => false,
         }
     }

@@ -7,8 +7,9 @@ use ruma::{EventId, OwnedEventId};
 
 use crate::{
     Error, Event, EventParts, Result, Store,
+    database::Engine,
     names::{Weight, is_storable},
-    sql::{Ids, Sql, Texts, listed, optional, rows},
+    sql::{Ids, Sql, Texts, json_rows, listed, optional, rows},
     state_tree::{self, Node, NodeSource},
 };
 
@@ -126,8 +127,17 @@ impl Pending {
 }
 
 impl Store {
+    /// Keeps an event in memory; a copy that was read before the event was redacted does not replace one after that.
     pub(crate) fn remember_event(&self, event: &Arc<Event>) {
-        self.events.insert(event.nid, event.clone());
+        let is_old = event.redacted_by.is_none()
+            && self.events.peek(&event.nid).is_some_and(|known| known.redacted_by.is_some());
+        if !is_old {
+            self.events.insert(event.nid, event.clone());
+        }
+    }
+
+    pub(crate) fn forget_event_id(&self, event_id: &str) {
+        self.events.retain(|_, event| event.event_id != event_id);
     }
 
     pub(crate) fn forget_event(&self, event: &Event) {
@@ -274,31 +284,38 @@ impl Store {
         if missing.is_empty() {
             return Ok(found);
         }
-        let column =
-            |of: fn(&(i64, i64, i64)) -> i64| missing.iter().map(|&place| of(&wanted[place])).collect::<Vec<i64>>();
-        let sql = Sql {
-            sqlite: "SELECT e.event_nid, e.event_id, e.room_nid, e.pos, e.depth, e.sender_nid, e.key_nid, e.state_before,
-                            e.room_state, e.replaces, e.redacted_by, e.device_nid, e.txn, e.flags, e.json
-                     FROM json_each($1) AS r JOIN json_each($2) AS a ON a.key = r.key JOIN json_each($3) AS t ON t.key = r.key
-                     JOIN events AS e ON e.event_nid IN (SELECT n.event_nid FROM events AS n WHERE n.room_nid = r.value
-                         AND n.pos > a.value AND n.pos <= t.value ORDER BY n.pos DESC LIMIT $4)
-                     ORDER BY e.pos",
-            postgres: "SELECT e.event_nid, e.event_id, e.room_nid, e.pos, e.depth, e.sender_nid, e.key_nid, e.state_before,
-                              e.room_state, e.replaces, e.redacted_by, e.device_nid, e.txn, e.flags, e.json
-                       FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS w(room_nid, after, upto)
-                       CROSS JOIN LATERAL (SELECT * FROM events AS n WHERE n.room_nid = w.room_nid AND n.pos > w.after
-                                           AND n.pos <= w.upto ORDER BY n.pos DESC LIMIT $4) AS e
-                       ORDER BY e.pos",
-        };
+        let rows: Vec<(i64, i64, i64)> = missing.iter().map(|&place| wanted[place]).collect();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut reader = self.database.reader().await?;
-        let loaded: Vec<EventRow> = rows!(
-            reader,
-            sql,
-            Ids(&column(|row| row.0)),
-            Ids(&column(|row| row.1)),
-            Ids(&column(|row| row.2)),
-            i64::try_from(limit).unwrap_or(i64::MAX)
-        )?;
+        let loaded: Vec<EventRow> = match reader.engine() {
+            Engine::Sqlite(connection) => sqlx::query_as(
+                "SELECT e.event_nid, e.event_id, e.room_nid, e.pos, e.depth, e.sender_nid, e.key_nid, e.state_before,
+                            e.room_state, e.replaces, e.redacted_by, e.device_nid, e.txn, e.flags, e.json
+                     FROM json_each($1) AS w
+                     JOIN events AS e ON e.event_nid IN (SELECT n.event_nid FROM events AS n
+                         WHERE n.room_nid = w.value->>0 AND n.pos > w.value->>1 AND n.pos <= w.value->>2
+                         ORDER BY n.pos DESC LIMIT $2)
+                     ORDER BY e.pos",
+            )
+            .bind(json_rows(&rows))
+            .bind(limit)
+            .fetch_all(connection)
+            .await?,
+            Engine::Postgres(connection) => sqlx::query_as(
+                "SELECT e.event_nid, e.event_id, e.room_nid, e.pos, e.depth, e.sender_nid, e.key_nid, e.state_before,
+                            e.room_state, e.replaces, e.redacted_by, e.device_nid, e.txn, e.flags, e.json
+                     FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS w(room_nid, after, upto)
+                     CROSS JOIN LATERAL (SELECT * FROM events AS n WHERE n.room_nid = w.room_nid AND n.pos > w.after
+                                         AND n.pos <= w.upto ORDER BY n.pos DESC LIMIT $4) AS e
+                     ORDER BY e.pos",
+            )
+            .bind(rows.iter().map(|row| row.0).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.1).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.2).collect::<Vec<_>>())
+            .bind(limit)
+            .fetch_all(connection)
+            .await?,
+        };
         drop(reader);
         let places: HashMap<i64, usize> = missing.iter().map(|&place| (wanted[place].0, place)).collect();
         for event in self.remember_rows(loaded)? {

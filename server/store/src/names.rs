@@ -1,6 +1,6 @@
 //! Internal numbers in place of the protocol's long names.
 
-use std::{hash::Hash, ops::Range, sync::Arc};
+use std::{collections::HashMap, hash::Hash, ops::Range, sync::Arc};
 
 use quick_cache::{Weighter, sync::Cache};
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId};
@@ -8,8 +8,8 @@ use tokio::sync::Mutex;
 
 use crate::{
     Error, Result, Store,
-    database::Database,
-    sql::{Ids, execute, listed, optional, row, rows},
+    database::{Database, Engine},
+    sql::{Ids, execute, json_rows, listed, optional, row, rows},
 };
 
 /// How many numbers a process takes from the database at once.
@@ -215,27 +215,21 @@ impl Store {
 
     /// The users of some numbers, in the order asked.
     pub async fn user_ids(&self, nids: &[i64]) -> Result<Vec<OwnedUserId>> {
-        let missing: Vec<i64> = nids.iter().copied().filter(|nid| self.names.user_nids.get(nid).is_none()).collect();
-        let mut loaded = std::collections::HashMap::new();
+        // What was found once is kept: it may be put out to make room for what is loaded.
+        let mut found: HashMap<i64, OwnedUserId> =
+            nids.iter().filter_map(|nid| Some((*nid, self.names.user_nids.get(nid)?))).collect();
+        let missing: Vec<i64> = nids.iter().copied().filter(|nid| !found.contains_key(nid)).collect();
         if !missing.is_empty() {
             let mut reader = self.database.reader().await?;
-            let found: Vec<(i64, String)> =
+            let loaded: Vec<(i64, String)> =
                 rows!(reader, listed!("SELECT user_nid, user_id FROM users WHERE user_nid ", "$1", ""), Ids(&missing))?;
-            for (nid, user_id) in found {
+            for (nid, user_id) in loaded {
                 let user_id = UserId::parse(user_id).map_err(|_| Error::Corrupt { what: "user id" })?;
                 self.names.user_nids.insert(nid, user_id.clone());
-                loaded.insert(nid, user_id);
+                found.insert(nid, user_id);
             }
         }
-        nids.iter()
-            .map(|nid| {
-                loaded
-                    .get(nid)
-                    .cloned()
-                    .or_else(|| self.names.user_nids.get(nid))
-                    .ok_or(Error::Missing { what: "user" })
-            })
-            .collect()
+        nids.iter().map(|nid| found.get(nid).cloned().ok_or(Error::Missing { what: "user" })).collect()
     }
 
     /// The user of a number.
@@ -311,58 +305,67 @@ impl Store {
         if missing.is_empty() {
             return Ok(nids);
         }
-        // One query, by the state key alone (the rarer of the two), sorted out here.
-        let wanted: Vec<&str> = missing.iter().map(|&place| &*keys[place].state_key).collect();
-        let types: Vec<&str> = missing.iter().map(|&place| &*keys[place].event_type).collect();
+        let wanted: Vec<(&str, &str)> =
+            missing.iter().map(|&place| (&*keys[place].event_type, &*keys[place].state_key)).collect();
         let mut reader = self.database.reader().await?;
-        let sql = crate::sql::Sql {
-            sqlite: "SELECT k.key_nid, k.event_type, k.state_key FROM json_each($1) AS t
-                     JOIN json_each($2) AS s ON s.key = t.key
-                     JOIN state_keys AS k ON k.event_type = t.value AND k.state_key = s.value",
-            postgres: "SELECT k.key_nid, k.event_type, k.state_key
-                       FROM unnest($1::text[], $2::text[]) AS w(event_type, state_key)
-                       JOIN state_keys AS k USING (event_type, state_key)",
+        let found: Vec<(i64, String, String)> = match reader.engine() {
+            Engine::Sqlite(connection) => {
+                sqlx::query_as(
+                    "SELECT k.key_nid, k.event_type, k.state_key FROM json_each($1) AS w
+                     JOIN state_keys AS k ON k.event_type = w.value->>0 AND k.state_key = w.value->>1",
+                )
+                .bind(json_rows(&wanted))
+                .fetch_all(connection)
+                .await?
+            }
+            Engine::Postgres(connection) => {
+                let (types, keys): (Vec<&str>, Vec<&str>) = wanted.into_iter().unzip();
+                sqlx::query_as(
+                    "SELECT k.key_nid, k.event_type, k.state_key
+                     FROM unnest($1::text[], $2::text[]) AS w(event_type, state_key)
+                     JOIN state_keys AS k USING (event_type, state_key)",
+                )
+                .bind(types)
+                .bind(keys)
+                .fetch_all(connection)
+                .await?
+            }
         };
-        let found: Vec<(i64, String, String)> =
-            rows!(reader, sql, crate::sql::Texts(&types), crate::sql::Texts(&wanted))?;
+        drop(reader);
+        let places: HashMap<&StateKey, usize> = missing.iter().map(|&place| (&keys[place], place)).collect();
         for (nid, event_type, state_key) in found {
             let key = StateKey { event_type: event_type.into(), state_key: state_key.into() };
-            for &place in &missing {
-                if keys[place] == key {
-                    nids[place] = Some(nid);
-                }
+            if let Some(&place) = places.get(&key) {
+                nids[place] = Some(nid);
             }
             self.names.keys.insert(Arc::new(key), nid);
+        }
+        // A key may have been asked for twice.
+        for &place in &missing {
+            nids[place] = nids[place].or_else(|| nids[places[&keys[place]]]);
         }
         Ok(nids)
     }
 
     /// The state keys of some numbers, in the order asked.
     pub async fn state_keys(&self, nids: &[i64]) -> Result<Vec<Arc<StateKey>>> {
-        let missing: Vec<i64> = nids.iter().copied().filter(|nid| self.names.key_nids.get(nid).is_none()).collect();
-        let mut loaded = std::collections::HashMap::new();
+        let mut found: HashMap<i64, Arc<StateKey>> =
+            nids.iter().filter_map(|nid| Some((*nid, self.names.key_nids.get(nid)?))).collect();
+        let missing: Vec<i64> = nids.iter().copied().filter(|nid| !found.contains_key(nid)).collect();
         if !missing.is_empty() {
             let mut reader = self.database.reader().await?;
-            let found: Vec<(i64, String, String)> = rows!(
+            let loaded: Vec<(i64, String, String)> = rows!(
                 reader,
                 listed!("SELECT key_nid, event_type, state_key FROM state_keys WHERE key_nid ", "$1", ""),
                 Ids(&missing)
             )?;
-            for (nid, event_type, state_key) in found {
+            for (nid, event_type, state_key) in loaded {
                 let key = Arc::new(StateKey { event_type: event_type.into(), state_key: state_key.into() });
                 self.names.key_nids.insert(nid, key.clone());
-                loaded.insert(nid, key);
+                found.insert(nid, key);
             }
         }
-        nids.iter()
-            .map(|nid| {
-                loaded
-                    .get(nid)
-                    .cloned()
-                    .or_else(|| self.names.key_nids.get(nid))
-                    .ok_or(Error::Missing { what: "state key" })
-            })
-            .collect()
+        nids.iter().map(|nid| found.get(nid).cloned().ok_or(Error::Missing { what: "state key" })).collect()
     }
 
     /// A room by its identifier.
@@ -382,29 +385,22 @@ impl Store {
 
     /// The rooms of some numbers, in the order asked.
     pub async fn rooms(&self, nids: &[i64]) -> Result<Vec<Arc<RoomName>>> {
-        let missing: Vec<i64> = nids.iter().copied().filter(|nid| self.names.room_nids.get(nid).is_none()).collect();
-        let mut loaded = std::collections::HashMap::new();
+        let mut found: HashMap<i64, Arc<RoomName>> =
+            nids.iter().filter_map(|nid| Some((*nid, self.names.room_nids.get(nid)?))).collect();
+        let missing: Vec<i64> = nids.iter().copied().filter(|nid| !found.contains_key(nid)).collect();
         if !missing.is_empty() {
             let mut reader = self.database.reader().await?;
-            let found: Vec<(i64, String, String)> = rows!(
+            let loaded: Vec<(i64, String, String)> = rows!(
                 reader,
                 listed!("SELECT room_nid, room_id, room_version FROM rooms WHERE room_nid ", "$1", ""),
                 Ids(&missing)
             )?;
-            for (nid, room_id, version) in found {
+            for (nid, room_id, version) in loaded {
                 let room_id = RoomId::parse(room_id).map_err(|_| Error::Corrupt { what: "room id" })?;
-                loaded.insert(nid, self.remember_room(nid, room_id, &version)?);
+                found.insert(nid, self.remember_room(nid, room_id, &version)?);
             }
         }
-        nids.iter()
-            .map(|nid| {
-                loaded
-                    .get(nid)
-                    .cloned()
-                    .or_else(|| self.names.room_nids.get(nid))
-                    .ok_or(Error::Missing { what: "room" })
-            })
-            .collect()
+        nids.iter().map(|nid| found.get(nid).cloned().ok_or(Error::Missing { what: "room" })).collect()
     }
 
     /// A room by its number.

@@ -141,6 +141,38 @@ impl Store {
             .collect()
     }
 
+    /// Those who have joined a room, with their numbers, in the order of these: at most `limit` after a number.
+    pub async fn joined_members(
+        &self,
+        room_nid: i64,
+        after_user_nid: i64,
+        limit: usize,
+    ) -> Result<Vec<(i64, OwnedUserId)>> {
+        let mut reader = self.database.reader().await?;
+        let found: Vec<(i64, String)> = rows!(
+            reader,
+            "SELECT m.user_nid, u.user_id FROM memberships AS m JOIN users AS u ON u.user_nid = m.user_nid
+             WHERE m.room_nid = $1 AND m.membership = 1 AND m.user_nid > $2 ORDER BY m.user_nid LIMIT $3",
+            room_nid,
+            after_user_nid,
+            i64::try_from(limit).unwrap_or(i64::MAX)
+        )?;
+        found
+            .into_iter()
+            .map(|(user_nid, user_id)| {
+                let user_id = UserId::parse(user_id).map_err(|_| Error::Corrupt { what: "user id" })?;
+                Ok((user_nid, user_id))
+            })
+            .collect()
+    }
+
+    /// The users of ended accounts who have asked that what they wrote be erased.
+    pub async fn erased_users(&self) -> Result<Vec<i64>> {
+        let mut reader = self.database.reader().await?;
+        let found: Vec<(i64,)> = rows!(reader, "SELECT user_nid FROM accounts WHERE erased")?;
+        Ok(found.into_iter().map(|(user_nid,)| user_nid).collect())
+    }
+
     /// What of a user's profile goes into memberships: `displayname` and `avatar_url`, where set.
     pub async fn member_profile(&self, user_id: &UserId) -> Result<Vec<(&'static str, String)>> {
         let mut reader = self.database.reader().await?;
@@ -266,5 +298,10 @@ impl Store {
                 Ok(PublicRoom { room_nid, room_id, joined, state_root })
             })
             .collect()
+    }
+
+    /// The last position of the stream in the database, which may be ahead of [`Store::position`].
+    pub async fn committed_position(&self) -> Result<i64> {
+        Self::stored_position(&self.database).await
     }
 }

@@ -83,6 +83,12 @@ macro_rules! execute {
 
 pub(crate) use {execute, listed, optional, row, rows, run};
 
+/// Rows for SQLite as one parameter: `json_each($1) AS w`, `w.value->>0`, `w.value->>1`, … Joining several lists by
+/// their keys would cost the product of their lengths.
+pub(crate) fn json_rows<R: serde::Serialize>(rows: &[R]) -> String {
+    serde_json::to_string(rows).expect("tuples of numbers and texts are JSON")
+}
+
 /// A list of numbers as one parameter: an array in PostgreSQL, JSON text in SQLite.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ids<'a>(pub(crate) &'a [i64]);

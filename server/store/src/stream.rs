@@ -13,9 +13,9 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::{
-    AccountData, Event, Receipt, Result, Store,
+    AccountData, Error, Event, Receipt, Result, Store,
     database::Database,
-    events::{EventRow, select_events},
+    events::{EventRow, redacted_event_id, select_events},
     sql::{row, rows},
 };
 
@@ -25,6 +25,8 @@ const GAP: i64 = 2000;
 const HERALDS: usize = 4096;
 /// The longest that PostgreSQL takes, in bytes, with some room.
 const NOTIFICATION_BYTES_MAX: usize = 7900;
+/// How long reading what others wrote may take: longer than any read that is not stuck.
+const CATCH_UP_TIME: Duration = Duration::from_secs(30);
 /// How often the stream is polled in case a notification was lost.
 const POLL: Duration = Duration::from_secs(2);
 
@@ -201,6 +203,17 @@ impl Recent {
         inner.weight = inner.weight.saturating_add_signed(-delta);
     }
 
+    /// Forgets a room's events; whoever asks for them reads the database.
+    fn forget(&self, room_nid: i64) {
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
+        if let Some(room) = inner.rooms.get_mut(&room_nid) {
+            inner.weight -= room.events.iter().map(|event| event.weight()).sum::<u64>();
+            room.complete_after = room.events.back().and_then(|event| event.pos).unwrap_or(room.complete_after);
+            room.events.clear();
+        }
+    }
+
     pub(crate) fn weight(&self) -> u64 {
         self.inner.lock().weight
     }
@@ -302,6 +315,10 @@ impl Store {
                     error = &error as &dyn std::error::Error,
                     "could not reload a redacted event; it leaves the cache"
                 );
+                if let Some(target) = redacted_event_id(redaction) {
+                    self.forget_event_id(&target);
+                }
+                self.recent.forget(redaction.room_nid);
             }
         }
     }
@@ -341,13 +358,13 @@ impl Store {
 /// The way from [`Store::pass`] to the other replicas: none where there can be no others.
 pub(crate) fn heralds(database: &Database) -> (Option<mpsc::Sender<String>>, mpsc::Receiver<String>) {
     let (sender, receiver) = mpsc::channel(HERALDS);
-    (matches!(database, Database::Postgres(_)).then_some(sender), receiver)
+    (matches!(database, Database::Postgres { .. }).then_some(sender), receiver)
 }
 
 /// Notifies the other replicas, of all at once that came while the database took the last ones, until the store is
 /// closed.
 pub(crate) async fn herald(store: Arc<Store>, mut waiting: mpsc::Receiver<String>, mut stop: watch::Receiver<bool>) {
-    let Database::Postgres(pool) = &store.database else { return };
+    let Database::Postgres { pool, .. } = &store.database else { return };
     let mut payloads = Vec::new();
     let mut stopping = false;
     loop {
@@ -387,7 +404,7 @@ pub(crate) async fn herald(store: Arc<Store>, mut waiting: mpsc::Receiver<String
 
 /// Follows what other replicas commit, until the store is closed.
 pub(crate) async fn follow(store: Arc<Store>, mut stop: watch::Receiver<bool>) {
-    let Database::Postgres(pool) = &store.database else { return };
+    let Database::Postgres { pool, .. } = &store.database else { return };
     let mut stopped = std::pin::pin!(async move { stop.wait_for(|stopped| *stopped).await.is_ok() });
     loop {
         tokio::select! {
@@ -417,8 +434,11 @@ async fn listen(store: &Arc<Store>, pool: &sqlx::PgPool) -> Result<()> {
         let notification = match tokio::time::timeout(POLL, listener.try_recv()).await {
             Ok(notification) => notification?,
             Err(_) => {
-                let stored = Store::stored_position(&store.database).await?;
-                store.catch_up(stored).await?;
+                let catch_up = async { store.catch_up(Store::stored_position(&store.database).await?).await };
+                tokio::time::timeout(CATCH_UP_TIME, catch_up).await.map_err(|_| {
+                    store.database.distrust_connections();
+                    Error::Timeout
+                })??;
                 continue;
             }
         };

@@ -4,9 +4,9 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use myelin_store::{AccountData, Operation};
+use myelin_store::{AccountData, Operation, RoomName};
 use ruma::{
-    UserId,
+    EventId, UserId,
     events::{ignored_user_list::IgnoredUserListEventContent, push_rules::PushRulesEventContent},
     push::Ruleset,
 };
@@ -71,8 +71,7 @@ impl Sync {
     /// The tags of a room, by name.
     pub async fn tags(&self, user_nid: i64, room_nid: i64) -> Result<Map<String, Value>> {
         let Some(data) = self.store.account_data(user_nid, room_nid, "m.tag").await? else { return Ok(Map::new()) };
-        let content: Value = serde_json::from_str(&data.content).unwrap_or_default();
-        Ok(content.get("tags").and_then(Value::as_object).cloned().unwrap_or_default())
+        Ok(tags_of(&data.content))
     }
 
     /// Adds a tag to a room, or takes it (`None`) away.
@@ -84,15 +83,32 @@ impl Sync {
         if tag.len() > TYPE_BYTES_MAX {
             return Err(Error::InvalidParam(format!("the name of a tag has at most {TYPE_BYTES_MAX} bytes")));
         }
-        let mut tags = self.tags(user_nid, room_nid).await?;
-        let changed = match info {
-            Some(info) => tags.insert(tag.to_owned(), info.clone()) != Some(info),
-            None => tags.remove(tag).is_some(),
+        let tag = tag.to_owned();
+        let change = move |content: Option<&str>| {
+            let mut tags = content.map_or_else(Map::new, tags_of);
+            let changed = match info {
+                Some(info) => tags.insert(tag, info.clone()) != Some(info),
+                None => tags.remove(&tag).is_some(),
+            };
+            changed.then(|| serde_json::json!({ "tags": tags }).to_string())
         };
-        if !changed {
-            return Ok(());
+        Ok(self.store.change_account_data(user_nid, room_nid, "m.tag", change).await?)
+    }
+
+    /// Refuses events that [`Sync::mark_read`] would refuse, before any of several is marked.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Forbidden`] when the user is not in the room, [`Error::NotFound`] when an event is not one of the room.
+    pub async fn check_markable(&self, room: &RoomName, user_nid: i64, event_ids: &[&EventId]) -> Result<()> {
+        self.require_joined(room.nid, user_nid).await?;
+        for event_id in event_ids {
+            let event = self.store.event_by_id(event_id).await?;
+            if !event.is_some_and(|event| event.room_nid == room.nid && event.is_shown()) {
+                return Err(Error::NotFound("there is no such event in this room"));
+            }
         }
-        self.put(user_nid, Some(room_nid), "m.tag", serde_json::json!({ "tags": tags }).to_string()).await
+        Ok(())
     }
 
     async fn put(&self, user_nid: i64, room_nid: Option<i64>, data_type: &str, content: String) -> Result<()> {
@@ -129,8 +145,55 @@ impl Sync {
     }
 }
 
+/// The tags in the content of `m.tag`.
+fn tags_of(content: &str) -> Map<String, Value> {
+    let content: Value = serde_json::from_str(content).unwrap_or_default();
+    content.get("tags").and_then(Value::as_object).cloned().unwrap_or_default()
+}
+
 /// The content of `m.push_rules` of a user who has changed none.
 pub(crate) fn default_push_rules(user_id: &UserId) -> Result<Box<RawValue>> {
     let content = PushRulesEventContent::new(Ruleset::server_default(user_id));
     serde_json::value::to_raw_value(&content).map_err(Error::Write)
+}
+
+#[cfg(test)]
+mod tests {
+    use myelin_rooms::Rooms;
+    use myelin_store::testing::{Fresh, on_both};
+    use ruma::{owned_server_name, signatures::Ed25519KeyPair, user_id};
+    use serde_json::json;
+
+    use crate::{Sync, SyncOptions};
+
+    /// Tags that are set and removed at once do not undo each other.
+    #[tokio::test]
+    async fn tags_set_at_once_are_all_kept() {
+        on_both(async |fresh: &Fresh| {
+            let store = fresh.open().await;
+            let (version, document) = store.signing_key().await.unwrap();
+            let key = Ed25519KeyPair::from_der(&document, version).unwrap();
+            let rooms = Rooms::new(store.clone(), owned_server_name!("example.org"), key);
+            let sync = Sync::new(store.clone(), rooms, SyncOptions::default());
+            let nid = store.user_nid(user_id!("@alice:example.org")).await.unwrap();
+            sync.set_tag(nid, 7, "u.old", Some(json!({}))).await.unwrap();
+            let adding = (0..20).map(|number| {
+                let sync = sync.clone();
+                tokio::spawn(async move {
+                    sync.set_tag(nid, 7, &format!("u.{number:02}"), Some(json!({ "order": 0.5 }))).await
+                })
+            });
+            let mut tasks: Vec<_> = adding.collect();
+            let removing = sync.clone();
+            tasks.push(tokio::spawn(async move { removing.set_tag(nid, 7, "u.old", None).await }));
+            for task in tasks {
+                task.await.unwrap().unwrap();
+            }
+            let tags = sync.tags(nid, 7).await.unwrap();
+            assert_eq!(tags.len(), 20, "{tags:?}");
+            assert!(!tags.contains_key("u.old"));
+            store.close().await;
+        })
+        .await;
+    }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use myelin_rooms::{
     present::{Form, present, present_stripped},
-    visibility::membership_in,
+    visibility::{Viewer, membership_in},
 };
 use myelin_store::{AccountData, Event, Member, Membership, Receipt, RoomName, StateKey, state_tree};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
@@ -199,6 +199,7 @@ impl Sync {
                             room: name,
                             after,
                             to: view.to,
+                            end: None,
                         },
                         place,
                         members_pos: room.members_pos,
@@ -210,18 +211,31 @@ impl Sync {
                 }
                 Membership::Leave | Membership::Ban => {
                     let is_wanted = is_moved || (since_pos.is_none() && request.filter.includes_left_rooms());
-                    if !is_wanted || forgotten.contains(&room.room_nid) {
+                    // The user's other devices have to be told that a room is gone, forgotten or not.
+                    let had_place = matches!(
+                        before.get(&room.room_nid),
+                        Some(Membership::Join | Membership::Invite | Membership::Knock)
+                    );
+                    if !is_wanted || (forgotten.contains(&room.room_nid) && !had_place) {
                         continue;
                     }
-                    let (after, extent) = match since_pos {
-                        None => (0, Extent::Whole),
-                        Some(since) if was_joined => (since, Extent::Since(since)),
-                        Some(since) if self.joined_meanwhile(place, since).await? => (0, Extent::Whole),
-                        // Never in the room: there is nothing to tell but the end of an invitation.
-                        Some(_) => (place.pos.saturating_sub(1), Extent::Nothing),
+                    let viewer = Viewer {
+                        user_id: &request.user_id,
+                        user_nid: request.user_nid,
+                        member: Some(member(request, room)),
                     };
+                    let left = self.rooms.last_joined(&name, &viewer).await?.and_then(|left| left.pos);
+                    // What happened once the user was out is not the user's to know, but for what ends it: a ban that
+                    // came later, or the end of an invitation.
+                    let (after, to, extent) = match (left, since_pos) {
+                        (Some(left), None) => (0, left, Extent::Whole),
+                        (Some(left), Some(since)) if was_joined => (since, left, Extent::Since(since)),
+                        (Some(left), Some(since)) if left > since => (0, left, Extent::Whole),
+                        _ => (place.pos.saturating_sub(1), place.pos, Extent::Nothing),
+                    };
+                    let end = if to < place.pos { Some(self.store.event(place.event_nid).await?) } else { None };
                     sorted.drafts.push(Draft {
-                        wanted: Wanted { viewed_by: Some(member(request, room)), room: name, after, to: place.pos },
+                        wanted: Wanted { viewed_by: viewer.member, room: name, after, to, end },
                         place,
                         members_pos: room.members_pos,
                         is_joined: false,
@@ -264,14 +278,6 @@ impl Sync {
             found.extend(membership_in(&event).map(|membership| (room_nid, membership)));
         }
         Ok(found)
-    }
-
-    /// Whether a user who is out of a room came in after a position.
-    async fn joined_meanwhile(&self, place: Place, since: i64) -> Result<bool> {
-        let event = self.store.event(place.event_nid).await?;
-        let Some(before) = event.replaces else { return Ok(false) };
-        let before = self.store.event(before).await?;
-        Ok(membership_in(&before) == Some(Membership::Join) && before.pos.is_some_and(|pos| pos > since))
     }
 
     /// The rooms that the user has forgotten, if there are any to tell of that could be.
@@ -375,7 +381,7 @@ impl Sync {
                 continue;
             }
             drafts.push(Draft {
-                wanted: Wanted { room: name, viewed_by: None, after: view.to, to: view.to },
+                wanted: Wanted { room: name, viewed_by: None, after: view.to, to: view.to, end: None },
                 place,
                 members_pos,
                 is_joined: true,
@@ -410,8 +416,7 @@ impl Sync {
     }
 
     async fn fill_timelines(&self, audience: &Audience<'_>, drafts: &mut [Draft]) -> Result<()> {
-        let wanted: Vec<Wanted> =
-            drafts.iter().map(|draft| Wanted { room: draft.wanted.room.clone(), ..draft.wanted }).collect();
+        let wanted: Vec<Wanted> = drafts.iter().map(|draft| draft.wanted.clone()).collect();
         for (draft, filled) in drafts.iter_mut().zip(fill(&self.rooms, audience, &wanted).await?) {
             let is_empty = filled.events.is_empty() && !filled.limited && filled.hidden_state.is_empty();
             if is_empty && draft.extent != Extent::Whole {

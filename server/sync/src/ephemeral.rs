@@ -55,8 +55,11 @@ pub(crate) async fn receipt_events(
     let mut batches: BTreeMap<(i64, &str), ByEvent<'_>> = BTreeMap::new();
     let mut newest: HashMap<(i64, i64, &str, &str), &Receipt> = HashMap::new();
     for receipt in receipts {
-        // In the order of the stream, so that a later one takes the place of an earlier one.
-        newest.insert((receipt.room_nid, receipt.user_nid, &*receipt.receipt_type, &*receipt.thread), &**receipt);
+        let key = (receipt.room_nid, receipt.user_nid, &*receipt.receipt_type, &*receipt.thread);
+        let known = newest.entry(key).or_insert(receipt);
+        if known.event_pos < receipt.event_pos {
+            *known = receipt;
+        }
     }
     for receipt in newest.into_values() {
         let (Some(event), Some(user)) = (events.get(&receipt.event_nid), users.get(&receipt.user_nid)) else {

@@ -116,6 +116,8 @@ struct Inner {
     joined: HashMap<i64, HashSet<i64>>,
     places: usize,
     receipts: VecDeque<Arc<Receipt>>,
+    /// Those among them that no other has gone beyond, by room and user.
+    foremost: HashMap<(i64, i64), Vec<Arc<Receipt>>>,
     receipts_floor: i64,
     waiting: HashMap<i64, Waiting>,
     /// Grows when what is known of users had to be thrown away.
@@ -154,16 +156,13 @@ impl Index {
             match change {
                 Change::Event(event) => inner.note_event(event, &mut touched),
                 Change::Receipt(receipt) => {
+                    if !inner.note_receipt(receipt) {
+                        continue;
+                    }
                     if &*receipt.receipt_type == "m.read.private" {
                         touched.users.insert(receipt.user_nid);
                     } else {
                         touched.rooms.insert(receipt.room_nid);
-                    }
-                    inner.receipts.push_back(receipt.clone());
-                    if inner.receipts.len() > RECEIPTS_MAX
-                        && let Some(oldest) = inner.receipts.pop_front()
-                    {
-                        inner.receipts_floor = oldest.pos;
                     }
                 }
                 Change::AccountData(data) => {
@@ -377,6 +376,7 @@ impl Inner {
         self.floor = position;
         self.rooms.clear();
         self.receipts.clear();
+        self.foremost.clear();
         self.receipts_floor = position;
         self.users.clear();
         self.names.clear();
@@ -389,6 +389,33 @@ impl Inner {
             waiting.woken = Some(woken);
             waiting.notify.notify_waiters();
         }
+    }
+
+    /// Keeps a receipt; false if it is behind another one, which went to the database between its check and its
+    /// commit. Nobody is told of such.
+    fn note_receipt(&mut self, receipt: &Arc<Receipt>) -> bool {
+        let known = self.foremost.entry((receipt.room_nid, receipt.user_nid)).or_default();
+        let of_kind =
+            |other: &&mut Arc<Receipt>| other.receipt_type == receipt.receipt_type && other.thread == receipt.thread;
+        match known.iter_mut().find(of_kind) {
+            Some(other) if other.event_pos >= receipt.event_pos => return false,
+            Some(other) => *other = receipt.clone(),
+            None => known.push(receipt.clone()),
+        }
+        self.receipts.push_back(receipt.clone());
+        if self.receipts.len() > RECEIPTS_MAX
+            && let Some(oldest) = self.receipts.pop_front()
+        {
+            self.receipts_floor = oldest.pos;
+            let key = (oldest.room_nid, oldest.user_nid);
+            if let Some(known) = self.foremost.get_mut(&key) {
+                known.retain(|other| !Arc::ptr_eq(other, &oldest));
+                if known.is_empty() {
+                    self.foremost.remove(&key);
+                }
+            }
+        }
+        true
     }
 
     fn note_event(&mut self, event: &Arc<Event>, touched: &mut Touched) {

@@ -1,7 +1,7 @@
 //! The member events that a device was sent already: "redundant membership events" need not be sent again.
 //!
 //! A record counts from the token of the answer that it was made for on: a client that asks again with an older token
-//! did not get that answer.
+//! did not get that answer, and the record is dropped.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -35,6 +35,16 @@ impl SentMembers {
     pub(crate) fn knows(&self, device_nid: i64, room_nid: i64, key_nid: i64, event_nid: i64, since: i64) -> bool {
         let sent = self.0.get(&(device_nid, room_nid)).and_then(|sent| sent.get(&key_nid).copied());
         sent.is_some_and(|(sent, at)| sent == event_nid && at <= since)
+    }
+
+    /// Drops what was sent in answers beyond a position: a client that asks from there on did not get them.
+    pub(crate) fn rewind(&self, device_nid: i64, room_nid: i64, since: i64) {
+        let key = (device_nid, room_nid);
+        let Some(mut sent) = self.0.get(&key) else { return };
+        if sent.values().any(|(_, at)| *at > since) {
+            Arc::make_mut(&mut sent).retain(|_, (_, at)| *at <= since);
+            self.0.insert(key, sent);
+        }
     }
 
     /// Remembers members `(key, event)` sent in an answer that ends at a position.
@@ -75,6 +85,10 @@ mod tests {
         assert!(!sent.knows(1, 2, 3, 4, 9), "the client repeats the request: the answer was lost");
         assert!(!sent.knows(1, 2, 3, 5, 10), "the member changed");
         assert!(!sent.knows(9, 2, 3, 4, 10), "another device");
+        sent.remember(1, 2, [(5, 6)], 20);
+        sent.rewind(1, 2, 15);
+        assert!(sent.knows(1, 2, 3, 4, 30));
+        assert!(!sent.knows(1, 2, 5, 6, 30), "it was in an answer that got lost");
         sent.forget(1, 2);
         assert!(!sent.knows(1, 2, 3, 4, 10));
     }

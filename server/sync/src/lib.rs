@@ -204,17 +204,30 @@ impl Sync {
     pub async fn sync(self: &Arc<Self>, request: Request) -> Result<Bytes> {
         self.load(request.user_nid, &request.user_id).await?;
         Box::pin(self.seen_syncing(&request)).await?;
-        let since = match request.since {
+        let since = match self.known_since(request.since).await? {
             Some(since) if !request.full_state => since,
-            _ => {
-                let kind = if request.since.is_some() { "full_state" } else { "initial" };
-                return written(&self.answer(&request, request.since, None).await?, kind);
+            since => {
+                let kind = if since.is_some() { "full_state" } else { "initial" };
+                return written(&self.answer(&request, since, None).await?, kind);
             }
         };
         let answer = self.wait_for_news(&request, since).await?;
         self.live.note_seen(request.user_nid, now_ms());
         let kind = if answer.is_empty() { "empty" } else { "news" };
         written(&answer, kind)
+    }
+
+    /// The place to go on from, if this database has ever been there. If it has not, because it was restored from a
+    /// backup, the client begins anew: it would miss all that gets the positions that it has passed already.
+    async fn known_since(&self, since: Option<Token>) -> Result<Option<Token>> {
+        let Some(asked) = since.filter(|since| since.pos > self.store.position()) else { return Ok(since) };
+        // Another replica may have told of what we have not heard of yet.
+        let committed = Box::pin(self.store.committed_position()).await?;
+        if asked.pos <= committed {
+            return Ok(since);
+        }
+        tracing::info!(since = asked.pos, committed, "a client comes with a token from beyond the stream");
+        Ok(None)
     }
 
     async fn wait_for_news(self: &Arc<Self>, request: &Request, mut since: Token) -> Result<Answer> {

@@ -7,7 +7,7 @@ use ruma::EventId;
 
 use crate::{
     Error, Result, Sync, now_ms,
-    unread::{MAIN, thread_of},
+    unread::{MAIN, is_event_id, thread_of},
 };
 
 /// Up to where something is marked.
@@ -97,6 +97,10 @@ impl Sync {
     async fn check_thread(&self, event: &Event, thread: &str) -> Result<()> {
         if thread.is_empty() {
             return Err(Error::InvalidParam("thread_id must not be empty".into()));
+        }
+        // "It MUST be main or the thread root's event ID": nothing else may reach the database.
+        if thread != MAIN && !is_event_id(thread) {
+            return Err(Error::InvalidParam("thread_id must be main or an event's identifier".into()));
         }
         // "Thread roots are considered to be in the main timeline"; clients also name a root within its thread.
         if *thread_of(&self.store, event).await? == *thread || (thread != MAIN && event.event_id == thread) {

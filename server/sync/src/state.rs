@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use myelin_store::{Event, StateKey, Store, state_tree};
+use myelin_store::{Event, Membership, StateKey, Store, state_tree};
 
 use crate::{
     Filter, Result, StateForm,
@@ -77,8 +77,10 @@ pub(crate) async fn states(
         entries[*place] = found.into_iter().filter_map(|change| Some((change.key, change.new?))).collect();
     }
     for (room, entries) in rooms.iter().zip(&mut entries) {
-        if recipient.form == StateForm::Before && room.extent != Extent::Nothing {
-            add_hidden(room, entries);
+        match (recipient.form, room.extent) {
+            (_, Extent::Nothing) => {}
+            (StateForm::Before, _) => add(&room.filled.hidden_state, entries),
+            (StateForm::After | StateForm::AfterUnstable, _) => add(room.wanted.end.as_slice(), entries),
         }
     }
 
@@ -111,9 +113,10 @@ pub(crate) async fn states(
     Ok(states)
 }
 
-/// State events that a filter has left out of the timeline are told as state, or the client would miss them.
-fn add_hidden(room: &Room<'_>, entries: &mut Vec<(i64, i64)>) {
-    for event in &room.filled.hidden_state {
+/// Adds state events that the snapshots lack: those that a filter has left out of the timeline are told as state, or the
+/// client would miss them.
+fn add(events: &[Arc<Event>], entries: &mut Vec<(i64, i64)>) {
+    for event in events {
         if let Some(key_nid) = event.key_nid {
             entries.retain(|(key, _)| *key != key_nid);
             entries.push((key_nid, event.nid));
@@ -222,6 +225,14 @@ async fn choose_members(
 
     for ((room, roots), entries) in rooms.iter().zip(roots).zip(entries) {
         let room_nid = room.wanted.room.nid;
+        if let Some(since) = recipient.since {
+            recipient.sent.rewind(recipient.device_nid, room_nid, since);
+        }
+        if room.extent == Extent::Nothing && room.wanted.viewed_by.is_some_and(|own| own.membership != Membership::Join)
+        {
+            // Who is out of the room is not told who put them there but by the event itself.
+            continue;
+        }
         let senders = room.filled.events.iter().map(|event| event.sender().as_str());
         let users: BTreeSet<&str> = senders.chain(room.companions.iter().map(String::as_str)).collect();
         let needed: Vec<StateKey> = users.into_iter().map(|user| StateKey::new("m.room.member", user)).collect();

@@ -14,7 +14,7 @@ const PAGE: usize = 100;
 const PAGES: usize = 5;
 
 /// A timeline to fill.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) room: Arc<RoomName>,
     /// The user's place, unless the user was in the room all the time and sees everything.
@@ -23,6 +23,9 @@ pub(crate) struct Wanted {
     pub(crate) after: i64,
     /// and up to this one.
     pub(crate) to: i64,
+    /// A later event that comes last all the same: what ended the user's place in the room for good. The state that
+    /// it stands in is not for the user.
+    pub(crate) end: Option<Arc<Event>>,
 }
 
 /// A timeline.
@@ -38,7 +41,7 @@ pub(crate) struct Filled {
     pub(crate) before: Option<Arc<Event>>,
     /// The first event of those told or left out after that.
     pub(crate) first: Option<Arc<Event>>,
-    /// The last event between the bounds.
+    /// The last event between the bounds, which [`Wanted::end`] is beyond.
     pub(crate) last: Option<Arc<Event>>,
 }
 
@@ -90,6 +93,7 @@ async fn fill_one(
     let last = newest.last().cloned();
     let mut is_exhausted = newest.len() <= limit;
     let mut raw = newest;
+    raw.extend(wanted.end.clone());
     let mut kept = keep(rooms, audience, wanted, &raw).await?;
     let takes_room = audience.filter.timeline().wants_room(&wanted.room.room_id);
     for _ in 0..PAGES {
@@ -118,12 +122,14 @@ async fn fill_one(
         None => raw.len(),
     };
     let told: HashSet<i64> = kept.iter().map(|event| event.nid).collect();
-    let hidden = raw[start..].iter().filter(|event| event.key_nid.is_some() && !told.contains(&event.nid));
+    let is_hidden = |event: &&Arc<Event>| event.key_nid.is_some() && event.is_shown() && !told.contains(&event.nid);
+    let hidden = raw[start..].iter().filter(is_hidden);
+    let is_between = |event: &&Arc<Event>| event.pos.is_some_and(|pos| pos <= wanted.to);
     Ok(Filled {
         limited,
         hidden_state: hidden.cloned().collect(),
-        before: start.checked_sub(1).and_then(|before| raw.get(before)).cloned(),
-        first: raw.get(start).cloned(),
+        before: raw[..start].iter().rfind(is_between).cloned(),
+        first: raw.get(start).filter(is_between).cloned(),
         last,
         events: kept,
     })

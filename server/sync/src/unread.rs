@@ -15,7 +15,7 @@ use myelin_store::{Event, Membership, Receipt, RoomName, StateKey, Store, Unread
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use ruma::{
-    OwnedUserId, UInt, UserId,
+    EventId, OwnedUserId, UInt, UserId,
     events::room::{
         create::RoomCreateEventContent,
         power_levels::{RoomPowerLevels, RoomPowerLevelsEventContent, RoomPowerLevelsSource},
@@ -47,6 +47,9 @@ const WORTH_KEEPING: usize = 64;
 const STEPS_BACK: usize = 16;
 /// "Implementations are encouraged to do a maximum of 3 hops to find a thread".
 const HOPS: usize = 3;
+
+/// "The length of an event ID […] MUST NOT exceed 255 bytes."
+const EVENT_ID_BYTES_MAX: usize = 255;
 
 /// The thread of what is in no thread.
 pub(crate) const MAIN: &str = "main";
@@ -474,7 +477,13 @@ fn relation(event: &Event) -> Option<(bool, Box<str>)> {
         return None;
     }
     let relation = serde_json::from_str::<Relating<'_>>(event.content()).ok()?.relates_to?;
-    Some((relation.rel_type.as_deref() == Some("m.thread"), relation.event_id?.into()))
+    let event_id = relation.event_id.filter(|event_id| is_event_id(event_id))?;
+    Some((relation.rel_type.as_deref() == Some("m.thread"), event_id.into()))
+}
+
+/// Whether a text may be the identifier of an event: "MUST NOT exceed 255 bytes", and it has no control characters.
+pub(crate) fn is_event_id(text: &str) -> bool {
+    text.len() <= EVENT_ID_BYTES_MAX && !text.chars().any(char::is_control) && EventId::parse(text).is_ok()
 }
 
 #[cfg(test)]

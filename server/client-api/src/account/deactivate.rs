@@ -20,5 +20,6 @@ pub(crate) async fn deactivate(
     let subject = [if body.erase { "erase" } else { "keep" }];
     uiaa::confirm(&services, &session, "account/deactivate", &subject, body.auth.as_ref()).await?;
     services.accounts.deactivate(session.user_nid, &session.user_id, body.erase).await?;
-    Ok(Reply(Response::new(ThirdPartyIdRemovalStatus::NoSupport)))
+    // "This must be success if the homeserver has no identifiers to unbind for the user." There are none here.
+    Ok(Reply(Response::new(ThirdPartyIdRemovalStatus::Success)))
 }

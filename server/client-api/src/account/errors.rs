@@ -43,6 +43,7 @@ fn of_accounts(error: Error) -> ApiError {
         | Error::InvalidRegistrationToken
         | Error::WrongPassword
         | Error::InvalidLoginToken
+        | Error::UnknownThirdPartyIdentifier
         | Error::OperationChanged
         | Error::SharedSecretDisabled
         | Error::InvalidNonce

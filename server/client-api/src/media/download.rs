@@ -15,7 +15,7 @@ use http::{
         X_CONTENT_TYPE_OPTIONS,
     },
 };
-use myelin_http::{ApiError, Authenticated};
+use myelin_http::{ApiError, Authenticated, ClientAddress, LimitKind, Session};
 use myelin_media::Download;
 use ruma::{
     ServerName,
@@ -66,34 +66,57 @@ type NamedFile = Result<Path<(String, String, String)>, PathRejection>;
 
 pub(crate) async fn authenticated(
     State(services): State<Services>,
-    _: Authenticated,
+    Authenticated(session): Authenticated,
+    address: ClientAddress,
     file: File,
     headers: HeaderMap,
 ) -> Result<Response> {
-    deprecated(State(services), file, headers).await
+    send(&services, Some(&session), address, without_name(file), &headers).await
 }
 
 pub(crate) async fn authenticated_with_name(
     State(services): State<Services>,
-    _: Authenticated,
+    Authenticated(session): Authenticated,
+    address: ClientAddress,
     file: NamedFile,
     headers: HeaderMap,
 ) -> Result<Response> {
-    deprecated_with_name(State(services), file, headers).await
+    send(&services, Some(&session), address, with_name(file), &headers).await
 }
 
-pub(crate) async fn deprecated(State(services): State<Services>, file: File, headers: HeaderMap) -> Result<Response> {
-    let Path((server_name, media_id)) = file.map_err(bad_path)?;
-    send(&services, &server_name, &media_id, None, &headers).await
+pub(crate) async fn deprecated(
+    State(services): State<Services>,
+    address: ClientAddress,
+    file: File,
+    headers: HeaderMap,
+) -> Result<Response> {
+    send(&services, None, address, without_name(file), &headers).await
 }
 
 pub(crate) async fn deprecated_with_name(
     State(services): State<Services>,
+    address: ClientAddress,
     file: NamedFile,
     headers: HeaderMap,
 ) -> Result<Response> {
+    send(&services, None, address, with_name(file), &headers).await
+}
+
+/// Which file is asked for, and the name that it is to have.
+struct Asked {
+    server_name: String,
+    media_id: String,
+    file_name: Option<String>,
+}
+
+fn without_name(file: File) -> Result<Asked, ApiError> {
+    let Path((server_name, media_id)) = file.map_err(bad_path)?;
+    Ok(Asked { server_name, media_id, file_name: None })
+}
+
+fn with_name(file: NamedFile) -> Result<Asked, ApiError> {
     let Path((server_name, media_id, file_name)) = file.map_err(bad_path)?;
-    send(&services, &server_name, &media_id, Some(file_name), &headers).await
+    Ok(Asked { server_name, media_id, file_name: Some(file_name) })
 }
 
 fn bad_path(rejection: PathRejection) -> ApiError {
@@ -102,14 +125,16 @@ fn bad_path(rejection: PathRejection) -> ApiError {
 
 async fn send(
     services: &Services,
-    server_name: &str,
-    media_id: &str,
-    file_name: Option<String>,
+    session: Option<&Session>,
+    ClientAddress(address): ClientAddress,
+    asked: Result<Asked, ApiError>,
     headers: &HeaderMap,
 ) -> Result<Response> {
+    services.rate_limiter.check_caller(LimitKind::Other, session, address)?;
+    let Asked { server_name, media_id, file_name } = asked?;
     let server_name =
-        <&ServerName>::try_from(server_name).map_err(|error| ApiError::invalid_param(error.to_string()))?;
-    let download = services.media.download(server_name, media_id).await?;
+        <&ServerName>::try_from(&*server_name).map_err(|error| ApiError::invalid_param(error.to_string()))?;
+    let download = services.media.download(server_name, &media_id).await?;
     let download = download.ok_or_else(|| ApiError::not_found("There is no such file"))?;
     let tag = download.entity_tag();
     let is_known =

@@ -22,8 +22,8 @@ pub(crate) async fn set(
     request: Matrix<SetField>,
 ) -> Result<Reply<set_profile_field::v3::Response>> {
     let session = request.session();
-    check_own(session, &request.body.user_id)?;
-    let SetField { field, value, .. } = &request.body;
+    let SetField { user_id, field, value } = &request.body;
+    check_own(session, user_id, field)?;
     services.accounts.set_profile_field(session.user_nid, &session.user_id, field, value.clone()).await?;
     Ok(Reply(set_profile_field::v3::Response::new()))
 }
@@ -33,15 +33,19 @@ pub(crate) async fn delete(
     request: Matrix<delete_profile_field::v3::Request>,
 ) -> Result<Reply<delete_profile_field::v3::Response>> {
     let session = request.session();
-    check_own(session, &request.body.user_id)?;
     let field = request.body.field.as_str();
+    check_own(session, &request.body.user_id, field)?;
     services.accounts.delete_profile_field(session.user_nid, &session.user_id, field).await?;
     Ok(Reply(delete_profile_field::v3::Response::new()))
 }
 
-fn check_own(session: &Session, user_id: &UserId) -> Result<()> {
+fn check_own(session: &Session, user_id: &UserId, field: &str) -> Result<()> {
     if session.user_id != user_id {
         return Err(ApiError::forbidden("This is another user's profile").into());
+    }
+    // "Guest users may only modify their display name; other profile fields may not be changed."
+    if field != "displayname" {
+        session.require_full_account()?;
     }
     session.require_good_standing()?;
     Ok(())

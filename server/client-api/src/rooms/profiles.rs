@@ -30,9 +30,15 @@ impl ProfileObserver for RoomProfiles {
         Box::pin(wait_a_little(async move { rooms.update_profile(&user_id).await }))
     }
 
-    fn deactivated<'a>(&'a self, user_id: &'a UserId, _erase: bool) -> BoxFuture<'a, Outcome> {
+    fn deactivated<'a>(&'a self, user_id: &'a UserId, erase: bool) -> BoxFuture<'a, Outcome> {
         let (rooms, user_id) = (self.0.clone(), user_id.to_owned());
-        Box::pin(wait_a_little(async move { rooms.leave_all(&user_id).await }))
+        Box::pin(wait_a_little(async move {
+            // First, so that what is written of the leaving does not name the user again.
+            if erase && let Some(user_nid) = rooms.store().known_user_nid(&user_id).await? {
+                rooms.note_erased(user_nid);
+            }
+            rooms.leave_all(&user_id).await
+        }))
     }
 }
 

@@ -9,7 +9,7 @@ use myelin_http::{Matrix, Reply, Session};
 use myelin_rooms::{Rooms, Template, content};
 use myelin_store::RoomName;
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, OwnedEventId,
+    CanonicalJsonObject, OwnedEventId,
     api::client::state::send_state_event::v3::{Request, Response},
 };
 
@@ -47,16 +47,12 @@ async fn set(
         ("m.room.canonical_alias", "") => rooms.check_canonical_alias(room, &content).await?,
         _ => {}
     }
-    let closes_to_guests = event_type == "m.room.guest_access"
-        && state_key.is_empty()
-        && content.get("guest_access").and_then(CanonicalJsonValue::as_str) != Some("can_join");
     let mut template = Template::state(&session.user_id, event_type, state_key, content);
     if session.appservice_id.is_some() {
         template.timestamp_ms = request.timestamp.map(|timestamp| timestamp.get().into());
     }
-    let event_id = rooms.send(room, template, None).await?;
-    if closes_to_guests {
-        rooms.remove_guests(room).await?;
+    if (event_type, state_key) == ("m.room.guest_access", "") {
+        return rooms.set_guest_access(room, template).await;
     }
-    Ok(event_id)
+    rooms.send(room, template, None).await
 }

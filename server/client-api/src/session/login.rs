@@ -30,7 +30,8 @@ pub(crate) async fn log_in(
     let login = match &body.login_info {
         LoginInfo::Password(info) => {
             let name = named(info)?;
-            services.rate_limiter.check(LimitKind::Login, services.rate_limiter.account(name))?;
+            let key = services.accounts.login_key(name);
+            services.rate_limiter.check(LimitKind::Login, services.rate_limiter.account(&key))?;
             services.accounts.log_in_by_password(name, &info.password, device).await?
         }
         LoginInfo::Token(info) => services.accounts.log_in_by_token(&info.token, device).await?,

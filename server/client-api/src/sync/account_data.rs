@@ -8,14 +8,14 @@ use ruma::api::client::config::{
     get_global_account_data, get_room_account_data, set_global_account_data, set_room_account_data,
 };
 
-use super::{known_room, must_be_self};
+use super::{known_room, must_keep_data};
 use crate::{Services, errors::Result};
 
 pub(super) async fn global(
     State(services): State<Services>,
     request: Matrix<get_global_account_data::v3::Request>,
 ) -> Result<RawJson> {
-    must_be_self(request.session(), &request.body.user_id)?;
+    must_keep_data(request.session(), &request.body.user_id)?;
     read(&services, request.session(), None, &request.body.event_type.to_string()).await
 }
 
@@ -24,7 +24,7 @@ pub(super) async fn set_global(
     request: Matrix<set_global_account_data::v3::Request>,
 ) -> Result<Reply<set_global_account_data::v3::Response>> {
     let session = request.session();
-    must_be_self(session, &request.body.user_id)?;
+    must_keep_data(session, &request.body.user_id)?;
     let data_type = request.body.event_type.to_string();
     services.sync.set_account_data(session.user_nid, None, &data_type, request.body.data.json()).await?;
     Ok(Reply(set_global_account_data::v3::Response::new()))
@@ -34,8 +34,8 @@ pub(super) async fn of_room(
     State(services): State<Services>,
     request: Matrix<get_room_account_data::v3::Request>,
 ) -> Result<RawJson> {
-    must_be_self(request.session(), &request.body.user_id)?;
-    let room = known_room(&services, &request.body.room_id).await?;
+    must_keep_data(request.session(), &request.body.user_id)?;
+    let room = known_room(&services, request.session(), &request.body.room_id).await?;
     read(&services, request.session(), Some(room.nid), &request.body.event_type.to_string()).await
 }
 
@@ -44,9 +44,9 @@ pub(super) async fn set_of_room(
     request: Matrix<set_room_account_data::v3::Request>,
 ) -> Result<Reply<set_room_account_data::v3::Response>> {
     let session = request.session();
-    must_be_self(session, &request.body.user_id)?;
+    must_keep_data(session, &request.body.user_id)?;
     let data_type = request.body.event_type.to_string();
-    let room = known_room(&services, &request.body.room_id).await?;
+    let room = known_room(&services, request.session(), &request.body.room_id).await?;
     services.sync.set_account_data(session.user_nid, Some(room.nid), &data_type, request.body.data.json()).await?;
     Ok(Reply(set_room_account_data::v3::Response::new()))
 }

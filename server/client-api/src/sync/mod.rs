@@ -64,14 +64,25 @@ fn of_sync(error: Error) -> ApiError {
     }
 }
 
+/// Refuses whoever may not use what is kept with the account of this user: anyone else, and
+/// [guests](https://spec.matrix.org/v1.19/client-server-api/#guest-access), on whose list it is not.
+fn must_keep_data(session: &Session, user_id: &UserId) -> Result<(), ApiError> {
+    must_be_self(session, user_id)?;
+    session.require_full_account()
+}
+
 /// Refuses to act for anyone but the caller.
 fn must_be_self(session: &Session, user_id: &UserId) -> Result<(), ApiError> {
     if session.user_id == user_id { Ok(()) } else { Err(ApiError::forbidden("This is another user's")) }
 }
 
-/// A room to which something of the caller's is attached.
-async fn known_room(services: &Services, room_id: &RoomId) -> Result<Arc<RoomName>> {
-    Ok(services.store.room(room_id).await?.ok_or_else(|| ApiError::not_found("There is no such room"))?)
+/// A room to which something of the caller's is attached. One that the caller never had a place in is refused like one
+/// that does not exist.
+async fn known_room(services: &Services, session: &Session, room_id: &RoomId) -> Result<Arc<RoomName>> {
+    let unknown = || ApiError::not_found("There is no such room");
+    let room = services.store.room(room_id).await?.ok_or_else(unknown)?;
+    services.store.member(room.nid, session.user_nid).await?.ok_or_else(unknown)?;
+    Ok(room)
 }
 
 /// A room that the caller acts in. One that does not exist is refused like one that the caller is not in.

@@ -5,7 +5,10 @@
 use axum::extract::State;
 use myelin_http::{Matrix, Reply};
 use myelin_sync::ReceiptType;
-use ruma::api::client::read_marker::set_read_marker::v3::{Request, Response};
+use ruma::{
+    EventId,
+    api::client::read_marker::set_read_marker::v3::{Request, Response},
+};
 
 use super::room_to_act_in;
 use crate::{Services, errors::Result};
@@ -23,6 +26,8 @@ pub(super) async fn read_markers(
         (ReceiptType::Read, read_receipt),
         (ReceiptType::ReadPrivate, private_read_receipt),
     ];
+    let event_ids: Vec<&EventId> = markers.iter().filter_map(|(_, event_id)| event_id.as_deref()).collect();
+    services.sync.check_markable(&room, session.user_nid, &event_ids).await?;
     for (receipt_type, event_id) in markers {
         if let Some(event_id) = event_id {
             services.sync.mark_read(&room, session.user_nid, receipt_type, None, event_id).await?;

@@ -3,7 +3,10 @@
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::testing::{Server, on_both};
+use crate::{
+    account::tests::guest,
+    testing::{Server, on_both},
+};
 
 async fn put(server: &Server, path: &str, token: &str, body: &Value) -> crate::testing::Answer {
     server.request(Method::PUT, path, Some(token), body).await
@@ -136,6 +139,94 @@ async fn ephemeral() {
         let refused = put(server, &presence("alice"), &alice, &json!({ "presence": "asleep" })).await;
         assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
         assert_eq!(put(server, &presence("bob"), &alice, &state).await.status(), StatusCode::FORBIDDEN);
+    })
+    .await;
+}
+
+/// Guests keep no data here.
+#[tokio::test]
+async fn guests_have_no_account_data() {
+    on_both(async |server: &Server| {
+        let guest = guest(server).await;
+        let user = format!("/_matrix/client/v3/user/{}", guest.user_id);
+        for path in [
+            "account_data/org.example",
+            "rooms/!a:example.org/account_data/org.example",
+            "rooms/!a:example.org/tags/u.x",
+        ] {
+            let refused = put(server, &format!("{user}/{path}"), &guest.access_token, &json!({})).await;
+            assert_eq!(refused.errcode(StatusCode::FORBIDDEN), "M_GUEST_ACCESS_FORBIDDEN", "{path}");
+        }
+        for path in ["account_data/m.push_rules", "rooms/!a:example.org/tags"] {
+            let refused = server.get(&format!("{user}/{path}"), Some(&guest.access_token)).await;
+            assert_eq!(refused.errcode(StatusCode::FORBIDDEN), "M_GUEST_ACCESS_FORBIDDEN", "{path}");
+        }
+        let filter = server.post(&format!("{user}/filter"), Some(&guest.access_token), &json!({})).await;
+        filter.json(StatusCode::OK);
+    })
+    .await;
+}
+
+/// Of several read markers all are set, or none.
+#[tokio::test]
+async fn read_markers_stand_or_fall_together() {
+    on_both(async |server: &Server| {
+        let token = server.user("alice").await;
+        let made = server.post("/_matrix/client/v3/createRoom", Some(&token), &json!({})).await.json(StatusCode::OK);
+        let id = made["room_id"].as_str().unwrap();
+        let room = format!("/_matrix/client/v3/rooms/{id}");
+        let sent = put(server, &format!("{room}/send/m.room.message/1"), &token, &json!({ "body": "x" })).await;
+        let sent = sent.json(StatusCode::OK);
+        let event = sent["event_id"].as_str().unwrap();
+        let marker = format!("/_matrix/client/v3/user/@alice:example.org/rooms/{id}/account_data/m.fully_read");
+        for unknown in ["m.read", "m.read.private"] {
+            let markers = json!({ "m.fully_read": event, unknown: "$unknown" });
+            let refused = server.post(&format!("{room}/read_markers"), Some(&token), &markers).await;
+            assert_eq!(refused.errcode(StatusCode::NOT_FOUND), "M_NOT_FOUND");
+            assert_eq!(server.get(&marker, Some(&token)).await.errcode(StatusCode::NOT_FOUND), "M_NOT_FOUND");
+        }
+        let markers = json!({ "m.fully_read": event, "m.read": event });
+        server.post(&format!("{room}/read_markers"), Some(&token), &markers).await.json(StatusCode::OK);
+        assert_eq!(server.get(&marker, Some(&token)).await.json(StatusCode::OK), json!({ "event_id": event }));
+    })
+    .await;
+}
+
+/// Whoever has no place in a room cannot find out by tags and account data whether it exists.
+#[tokio::test]
+async fn rooms_of_others_are_like_none() {
+    on_both(async |server: &Server| {
+        let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+        let body = json!({ "preset": "public_chat" });
+        let made = server.post("/_matrix/client/v3/createRoom", Some(&alice), &body).await.json(StatusCode::OK);
+        let room = made["room_id"].as_str().unwrap();
+        let ask = async |method: Method, room: &str, path: &str| {
+            let path = format!("/_matrix/client/v3/user/@bob:example.org/rooms/{room}/{path}");
+            let answer = server.request(method, &path, Some(&bob), &json!({})).await;
+            (answer.status(), String::from_utf8_lossy(answer.body()).into_owned())
+        };
+        let all = [
+            (Method::GET, "tags"),
+            (Method::PUT, "tags/u.x"),
+            (Method::DELETE, "tags/u.x"),
+            (Method::PUT, "account_data/org.example"),
+            (Method::GET, "account_data/org.example"),
+        ];
+        for (method, path) in all.clone() {
+            let others = ask(method.clone(), room, path).await;
+            assert!(others.0 == StatusCode::NOT_FOUND && others.1.contains("M_NOT_FOUND"), "{others:?}");
+            assert_eq!(others, ask(method, "!none:example.org", path).await);
+        }
+        let join = format!("/_matrix/client/v3/rooms/{room}/join");
+        server.post(&join, Some(&bob), &json!({})).await.json(StatusCode::OK);
+        for (method, path) in all.clone() {
+            assert_eq!(ask(method, room, path).await.0, StatusCode::OK, "{path}");
+        }
+        let leave = format!("/_matrix/client/v3/rooms/{room}/leave");
+        server.post(&leave, Some(&bob), &json!({})).await.json(StatusCode::OK);
+        for (method, path) in all {
+            assert_eq!(ask(method, room, path).await.0, StatusCode::OK, "{path} of a room that was left");
+        }
     })
     .await;
 }
