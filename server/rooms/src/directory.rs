@@ -69,8 +69,7 @@ impl Listed {
     fn fresh(&self) -> Option<Arc<[PublicRoom]>> {
         let list = self.list.read();
         let list = list.as_ref()?;
-        let is_fresh =
-            list.changes == self.changes.load(Ordering::Acquire) && list.read_at.elapsed() < LIST_AGE_MAX;
+        let is_fresh = list.changes == self.changes.load(Ordering::Acquire) && list.read_at.elapsed() < LIST_AGE_MAX;
         is_fresh.then(|| list.rooms.clone())
     }
 
@@ -158,7 +157,7 @@ impl Rooms {
     async fn listings(&self, rooms: &[PublicRoom]) -> Result<Vec<(OwnedRoomId, i64, Arc<Listing>)>> {
         let keys = Listing::keys();
         // Most are in memory: a listing belongs to a snapshot, which never changes but by redactions.
-        stream::iter(rooms)
+        stream::iter(rooms.iter().cloned())
             .map(|room| {
                 let keys = &keys;
                 async move {
@@ -171,7 +170,7 @@ impl Rooms {
                             listing
                         }
                     };
-                    Ok((room.room_id.clone(), room.joined, listing))
+                    Ok((room.room_id, room.joined, listing))
                 }
             })
             .buffered(READERS)

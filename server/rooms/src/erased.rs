@@ -150,6 +150,30 @@ mod tests {
         user_nid
     }
 
+    /// What one replica is told, the others hear.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn replicas_hear_of_it() {
+        let Some(fresh) = Fresh::postgres().await else { return };
+        let mut replicas = Vec::new();
+        for _ in 0..2 {
+            let store = fresh.open().await;
+            let (version, document) = store.signing_key().await.unwrap();
+            let key = ruma::signatures::Ed25519KeyPair::from_der(&document, version).unwrap();
+            replicas.push(Rooms::new(store, ruma::owned_server_name!("example.org"), key));
+        }
+        let [here, there] = &replicas[..] else { unreachable!("there are two") };
+        let heard = async {
+            while !there.erased.users(&there.store).await.unwrap().contains(&7) {
+                here.note_erased(7);
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(10), heard).await.expect("the other replica hears of it");
+        for rooms in &replicas {
+            rooms.store.close().await;
+        }
+    }
+
     /// What the database knows is found out at first, what is told is added, and after a doubt it is asked again.
     #[tokio::test]
     async fn all_are_known() {

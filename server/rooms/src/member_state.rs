@@ -7,9 +7,9 @@ use myelin_store::{Membership, RoomName};
 use ruma::{CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, UserId};
 
 use crate::{
-    Error, MembershipAction, Result, Rooms, Template,
-    finish::finish,
+    Appended, Error, MembershipAction, Result, RoomWriter, Rooms, Template,
     membership::{membership_of, must_admit_guests},
+    see_through::see_through,
 };
 
 /// Rooms that one user's change is written to at the same time.
@@ -47,25 +47,35 @@ impl Rooms {
         let mut attempts = self.attempts(room);
         loop {
             let mut writer = attempts.open().await?;
-            let mut content = content.clone();
-            let current = membership_of(&mut writer, &target).await?;
-            if membership == Membership::Join && current != Some(Membership::Join) {
-                if is_guest {
-                    must_admit_guests(&mut writer).await?;
-                }
-                if current != Some(Membership::Invite) {
-                    self.authorise_restricted_join(&mut writer, &target, &mut content).await?;
-                }
-            }
-            if membership == Membership::Invite && current == Some(Membership::Join) {
-                return Err(Error::forbidden("the user is in the room already"));
-            }
-            let template = Template::state(sender, "m.room.member", target.as_str(), content);
-            let appended = writer.append(template).await?;
-            if attempts.submit(writer).await?.is_some() {
+            let template = Template::state(sender, "m.room.member", target.as_str(), content.clone());
+            let built = self.draft_member_state(&mut writer, &target, membership, template, is_guest).await;
+            if let Some(appended) = attempts.finish(writer, built).await? {
                 return Ok(appended.event_id);
             }
         }
+    }
+
+    async fn draft_member_state(
+        &self,
+        writer: &mut RoomWriter,
+        target: &UserId,
+        membership: Membership,
+        mut template: Template,
+        is_guest: bool,
+    ) -> Result<Appended> {
+        let current = membership_of(writer, target).await?;
+        if membership == Membership::Join && current != Some(Membership::Join) {
+            if is_guest {
+                must_admit_guests(writer).await?;
+            }
+            if current != Some(Membership::Invite) {
+                self.authorise_restricted_join(writer, target, &mut template.content).await?;
+            }
+        }
+        if membership == Membership::Invite && current == Some(Membership::Join) {
+            return Err(Error::forbidden("the user is in the room already"));
+        }
+        writer.append(template).await
     }
 
     /// Tells the rooms that a user is in what the user's profile says now.
@@ -110,14 +120,14 @@ impl Rooms {
         let access = template.content.get("guest_access").and_then(CanonicalJsonValue::as_str);
         let is_closed = access != Some("can_join");
         let (rooms, room) = (self.clone(), room.clone());
-        finish(async move {
+        let act = async move {
             let event_id = rooms.send(&room, template, None).await?;
             if is_closed {
                 rooms.remove_guests(&room).await?;
             }
             Ok(event_id)
-        })
-        .await
+        };
+        see_through(Box::pin(act)).await
     }
 
     async fn remove_guests(self: &Arc<Self>, room: &Arc<RoomName>) -> Result<()> {
@@ -140,16 +150,21 @@ impl Rooms {
         let mut attempts = self.attempts(room);
         loop {
             let mut writer = attempts.open().await?;
-            // The user may have left meanwhile.
-            if membership_of(&mut writer, user_id).await? != Some(Membership::Join) {
-                return Ok(());
-            }
-            // Read by whoever holds the room, so that the last of several changes at a time is the one that stays.
-            let content = self.member_content(user_id, "join", None).await?;
-            writer.append(Template::state(user_id, "m.room.member", user_id.as_str(), content)).await?;
-            if attempts.submit(writer).await?.is_some() {
+            let built = self.draft_profile(&mut writer, user_id).await;
+            if attempts.finish(writer, built).await?.is_some() {
                 return Ok(());
             }
         }
+    }
+
+    async fn draft_profile(&self, writer: &mut RoomWriter, user_id: &UserId) -> Result<()> {
+        // The user may have left meanwhile.
+        if membership_of(writer, user_id).await? != Some(Membership::Join) {
+            return Ok(());
+        }
+        // Read by whoever holds the room, so that the last of several changes at a time is the one that stays.
+        let content = self.member_content(user_id, "join", None).await?;
+        writer.append(Template::state(user_id, "m.room.member", user_id.as_str(), content)).await?;
+        Ok(())
     }
 }

@@ -67,26 +67,38 @@ impl Rooms {
         let mut attempts = self.attempts(room);
         loop {
             let mut writer = attempts.open().await?;
-            let mut content = content.clone();
-            let current = membership_of(&mut writer, target).await?;
-            if is_done(action, current) {
-                return Ok(());
-            }
-            must_make_sense(action, current)?;
-            if is_guest && action == MembershipAction::Join {
-                must_admit_guests(&mut writer).await?;
-            }
-            if action == MembershipAction::Join && current != Some(Membership::Invite) {
-                self.authorise_restricted_join(&mut writer, target, &mut content).await?;
-            }
-            if matches!(action, MembershipAction::Leave | MembershipAction::Ban | MembershipAction::Kick) {
-                self.keep_profile(&mut writer, target, &mut content).await?;
-            }
-            writer.append(Template::state(sender, "m.room.member", target.as_str(), content)).await?;
-            if attempts.submit(writer).await?.is_some() {
+            let template = Template::state(sender, "m.room.member", target.as_str(), content.clone());
+            let built = self.draft_membership(&mut writer, target, action, template, is_guest).await;
+            if attempts.finish(writer, built).await?.is_some() {
                 return Ok(());
             }
         }
+    }
+
+    async fn draft_membership(
+        &self,
+        writer: &mut RoomWriter,
+        target: &UserId,
+        action: MembershipAction,
+        mut template: Template,
+        is_guest: bool,
+    ) -> Result<()> {
+        let current = membership_of(writer, target).await?;
+        if is_done(action, current) {
+            return Ok(());
+        }
+        must_make_sense(action, current)?;
+        if is_guest && action == MembershipAction::Join {
+            must_admit_guests(writer).await?;
+        }
+        if action == MembershipAction::Join && current != Some(Membership::Invite) {
+            self.authorise_restricted_join(writer, target, &mut template.content).await?;
+        }
+        if matches!(action, MembershipAction::Leave | MembershipAction::Ban | MembershipAction::Kick) {
+            self.keep_profile(writer, target, &mut template.content).await?;
+        }
+        writer.append(template).await?;
+        Ok(())
     }
 
     /// In a restricted room, a user who is in one of the rooms that it names may join: someone who could invite

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use myelin_store::{RoomName, StateKey};
 use ruma::{CanonicalJsonObject, CanonicalJsonValue, Int, OwnedUserId, RoomVersionId, UserId};
 
-use crate::{CreateRoom, Error, InitialState, Preset, Result, Rooms, finish::finish, writer::rules_of};
+use crate::{CreateRoom, Error, InitialState, Preset, Result, Rooms, see_through::see_through, writer::rules_of};
 
 /// What is transferred, besides the power levels, which come last.
 const TRANSFERRED: [&str; 8] = [
@@ -41,7 +41,7 @@ impl Rooms {
     ) -> Result<Arc<RoomName>> {
         let (rooms, room, user_id) = (self.clone(), room.clone(), user_id.to_owned());
         let (version, additional_creators) = (version.clone(), additional_creators.to_vec());
-        finish(async move { rooms.replace(&room, &user_id, &version, &additional_creators).await }).await
+        see_through(async move { Box::pin(rooms.replace(&room, &user_id, &version, &additional_creators)).await }).await
     }
 
     async fn replace(
@@ -300,9 +300,9 @@ fn closed(mut power_levels: CanonicalJsonObject) -> CanonicalJsonObject {
 
 #[cfg(test)]
 mod tests {
-    use ruma::{CanonicalJsonObject, CanonicalJsonValue, int};
+    use ruma::int;
 
-    use super::{closed, for_privileged_creators, highest, normalised};
+    use super::*;
 
     fn object(value: serde_json::Value) -> CanonicalJsonObject {
         match CanonicalJsonValue::try_from(value) {

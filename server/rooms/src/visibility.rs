@@ -139,6 +139,36 @@ impl Rooms {
         Ok(visible)
     }
 
+    /// Of some events that a user may read, such as state, copies that are redacted in the place of those that were sent
+    /// by users who are erased, and that the user was not there to hear.
+    ///
+    /// [`visible`](Self::visible) does this itself.
+    pub async fn without_erased(
+        &self,
+        room: &RoomName,
+        viewer: &Viewer<'_>,
+        mut events: Vec<Arc<Event>>,
+    ) -> Result<Vec<Arc<Event>>> {
+        let erased = self.erased.users(&self.store).await?;
+        let mut roots: Vec<i64> =
+            events.iter().filter(|event| is_erased(event, &erased)).map(|event| event.state_before).collect();
+        roots.sort_unstable();
+        roots.dedup();
+        if roots.is_empty() {
+            return Ok(events);
+        }
+        let memberships = self.state_in_each(&roots, "m.room.member", viewer.user_id.as_str()).await?;
+        let was_there = |event: &Event| {
+            memberships.get(&event.state_before).and_then(|event| membership_in(event)) == Some(Membership::Join)
+        };
+        for event in &mut events {
+            if is_erased(event, &erased) && !was_there(event) {
+                *event = redacted_copy(event, room)?;
+            }
+        }
+        Ok(events)
+    }
+
     /// What decides about some events, by the snapshot that they came after: a few queries, however many events.
     async fn moments(
         &self,

@@ -11,8 +11,8 @@ use std::{
 };
 
 use myelin_store::{
-    Append, Committed, Database, Event, EventParts, Fate, Head, Membership, MembershipChange, NewRoom, Operation, Redaction,
-    RoomName, StateKey, flags, state_tree::Node,
+    Append, Committed, Database, Event, EventParts, Fate, Head, Membership, MembershipChange, NewRoom, Operation,
+    Redaction, RoomName, StateKey, flags, state_tree::Node,
 };
 use prometheus::{IntCounter, register_int_counter};
 use ruma::{
@@ -559,7 +559,8 @@ impl RoomWriter {
     /// Whether what was drafted stood on ground that has gone: a write that failed, or one that another replica has
     /// followed. The next writer then starts from the database.
     pub(crate) async fn give_up(mut self) -> Result<bool> {
-        let Some((fate, loaded_version)) = self.slot.as_ref().map(|loaded| (loaded.fate.clone(), loaded.version)) else {
+        let Some((fate, loaded_version)) = self.slot.as_ref().map(|loaded| (loaded.fate.clone(), loaded.version))
+        else {
             return Ok(false);
         };
         let is_shared = matches!(self.rooms.store.database(), Database::Postgres { .. });

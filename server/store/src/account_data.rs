@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     Batch, Change, Error, Result, Store,
-    sql::{Ids, Sql, execute, listed, optional, row, rows},
+    committer::advance_stream,
+    sql::{Ids, execute, listed, optional, rows},
 };
 
 /// How long a change may hold up the stream: longer than any that is not stuck.
@@ -125,7 +126,7 @@ impl Store {
         change: impl FnOnce(Option<&str>) -> Option<String> + Send,
     ) -> Result<Option<AccountData>> {
         let mut transaction = self.database.begin().await?;
-        let (pos,): (i64,) = row!(transaction, NEXT_POSITION)?;
+        let pos = advance_stream(&mut transaction, 1).await? + 1;
         let found: Option<(String,)> = optional!(
             transaction,
             "SELECT content FROM account_data WHERE user_nid = $1 AND room_nid = $2 AND type = $3",
@@ -148,13 +149,6 @@ impl Store {
         Ok(Some(AccountData { user_nid, room_nid, data_type, content: content.into(), pos }))
     }
 }
-
-/// Takes one position of the stream.
-const NEXT_POSITION: Sql = Sql {
-    sqlite: "UPDATE stream SET pos = pos + 1 WHERE id = 1 RETURNING pos",
-    postgres: "WITH moved AS (UPDATE stream SET pos = pos + 1 WHERE id = 1 RETURNING pos)
-               SELECT pos FROM moved, pg_notify('myelin_stream', moved.pos::text)",
-};
 
 #[cfg(test)]
 mod tests {

@@ -513,7 +513,7 @@ fn positions(operation: &Operation) -> i64 {
 
 /// Moves the stream on and answers where it stood. The row stays locked until the commit, so positions are
 /// committed in their order, on every replica.
-async fn advance_stream(transaction: &mut Transaction, count: i64) -> Result<i64> {
+pub(crate) async fn advance_stream(transaction: &mut Transaction, count: i64) -> Result<i64> {
     let sql = Sql {
         sqlite: "UPDATE stream SET pos = pos + $1 WHERE id = 1 RETURNING pos",
         postgres: "WITH moved AS (UPDATE stream SET pos = pos + $1 WHERE id = 1 RETURNING pos)

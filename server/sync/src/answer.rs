@@ -26,7 +26,7 @@ use crate::{
         UnreadNotifications,
     },
     state::{Extent, Recipient, Room, states},
-    summary::Summary,
+    summary::{Asked, Summary},
     timeline::{Audience, Filled, Wanted, fill},
     token::Token,
     unread::{MAIN, ReadRoom, Reader, ThreadCounts},
@@ -170,6 +170,7 @@ impl Sync {
             .collect();
         let before = self.memberships_at(request, &moved).await?;
         let forgotten = self.forgotten_rooms(request, &rooms).await?;
+        self.read_ends(&rooms).await?;
 
         let mut sorted = Sorted::default();
         for (room, name) in rooms {
@@ -278,6 +279,18 @@ impl Sync {
             found.extend(membership_in(&event).map(|membership| (room_nid, membership)));
         }
         Ok(found)
+    }
+
+    /// Reads by which events the user is out of rooms, and the ones before, if there are many.
+    async fn read_ends(&self, rooms: &[(&RoomView, Arc<RoomName>)]) -> Result<()> {
+        let out = rooms.iter().map(|(room, _)| room.place);
+        let out = out.filter(|place| matches!(place.membership, Membership::Leave | Membership::Ban));
+        let nids: Vec<i64> = out.map(|place| place.event_nid).collect();
+        if nids.len() >= MANY_ROOMS {
+            let ends = self.store.events(&nids).await?;
+            self.store.events(&ends.iter().filter_map(|end| end.replaces).collect::<Vec<_>>()).await?;
+        }
+        Ok(())
     }
 
     /// The rooms that the user has forgotten, if there are any to tell of that could be.
@@ -518,7 +531,7 @@ impl Sync {
         if drafts.is_empty() {
             return Ok(());
         }
-        let summaries = self.summaries_of(&drafts).await?;
+        let summaries = self.summaries_of(&drafts, to).await?;
         let heroes = self.heroes(request, since, &drafts, &summaries).await?;
         let told = self.states_of(request, since, to, &drafts, &heroes).await?;
 
@@ -589,11 +602,16 @@ impl Sync {
         Ok(())
     }
 
-    async fn summaries_of(&self, drafts: &[Draft]) -> Result<HashMap<i64, Arc<Summary>>> {
-        let rooms: Vec<(i64, i64)> = drafts
+    async fn summaries_of(&self, drafts: &[Draft], to: i64) -> Result<HashMap<i64, Arc<Summary>>> {
+        let rooms: Vec<Asked> = drafts
             .iter()
             .filter(|draft| draft.is_joined)
-            .map(|draft| (draft.wanted.room.nid, draft.members_pos))
+            .map(|draft| Asked {
+                room_nid: draft.wanted.room.nid,
+                members_pos: draft.members_pos,
+                // Between its last membership event and the end of the answer, nobody came or went.
+                root: draft.filled.last.as_ref().filter(|_| draft.members_pos <= to).map(|last| last.room_state),
+            })
             .collect();
         self.summaries.of(&self.store, &rooms).await
     }

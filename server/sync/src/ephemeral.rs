@@ -16,7 +16,7 @@ use serde_json::{
 
 use crate::{
     Error, Presence, Result, Sync,
-    live::{PresenceNotice, ShownPresence, TypingNotice, rooms_to_name},
+    live::{Cause, PresenceNotice, SeenNotice, ShownPresence, TypingNotice, rooms_to_name},
     now_ms,
 };
 
@@ -189,12 +189,26 @@ impl Sync {
             _ => self.live.presence(user_nid).map_or(now, |presence| presence.last_active_ms),
         };
         let rooms = rooms_to_name(self.joined_rooms_of(user_nid).await?);
-        let origin = self.live.origin();
-        self.pass_presence(PresenceNotice { origin, user: user_nid, presence: state, status_msg, active_ms, rooms })
+        let user_id = self.store.user_id(user_nid).await?;
+        self.pass_presence(&PresenceNotice {
+            origin: self.live.origin(),
+            cause: Cause::Set,
+            user: user_nid,
+            user_id: user_id.as_str().into(),
+            presence: state,
+            status_msg,
+            active_ms,
+            idle: false,
+            rooms,
+        })
     }
 
-    pub(crate) fn pass_presence(&self, notice: PresenceNotice) -> Result<()> {
-        self.pass("presence", &notice)
+    pub(crate) fn pass_presence(&self, notice: &PresenceNotice) -> Result<()> {
+        self.pass("presence", notice)
+    }
+
+    pub(crate) fn pass_seen(&self, notice: &SeenNotice) -> Result<()> {
+        self.pass("seen", notice)
     }
 
     pub(crate) async fn require_joined(&self, room_nid: i64, user_nid: i64) -> Result<()> {

@@ -10,16 +10,23 @@ use quick_cache::sync::Cache;
 /// Members remembered, of all devices and rooms together.
 const MEMBERS_MAX: u64 = 1_000_000;
 
-/// By member's state key: the event sent, and the position of the answer that it was in. Never changed in place: the
-/// cache has weighed it.
-type Sent = Arc<HashMap<i64, (i64, i64)>>;
+/// What a device has of a room. Never changed in place: the cache has weighed it.
+#[derive(Clone, Debug, Default)]
+struct Members {
+    /// By member's state key: the event sent, and the position of the answer that it was in.
+    sent: HashMap<i64, (i64, i64)>,
+    /// The greatest of these positions, or beyond it.
+    last: i64,
+}
+
+type Sent = Arc<Members>;
 
 #[derive(Clone, Debug)]
 struct ByLength;
 
 impl quick_cache::Weighter<(i64, i64), Sent> for ByLength {
     fn weight(&self, _: &(i64, i64), sent: &Sent) -> u64 {
-        sent.len() as u64 + 1
+        sent.sent.len() as u64 + 1
     }
 }
 
@@ -33,7 +40,7 @@ impl SentMembers {
 
     /// Whether the client has a member's event, given the position of its token.
     pub(crate) fn knows(&self, device_nid: i64, room_nid: i64, key_nid: i64, event_nid: i64, since: i64) -> bool {
-        let sent = self.0.get(&(device_nid, room_nid)).and_then(|sent| sent.get(&key_nid).copied());
+        let sent = self.0.get(&(device_nid, room_nid)).and_then(|sent| sent.sent.get(&key_nid).copied());
         sent.is_some_and(|(sent, at)| sent == event_nid && at <= since)
     }
 
@@ -41,8 +48,10 @@ impl SentMembers {
     pub(crate) fn rewind(&self, device_nid: i64, room_nid: i64, since: i64) {
         let key = (device_nid, room_nid);
         let Some(mut sent) = self.0.get(&key) else { return };
-        if sent.values().any(|(_, at)| *at > since) {
-            Arc::make_mut(&mut sent).retain(|_, (_, at)| *at <= since);
+        if sent.last > since {
+            let members = Arc::make_mut(&mut sent);
+            members.sent.retain(|_, (_, at)| *at <= since);
+            members.last = since;
             self.0.insert(key, sent);
         }
     }
@@ -57,12 +66,14 @@ impl SentMembers {
     ) {
         let key = (device_nid, room_nid);
         let mut sent = self.0.get(&key).unwrap_or_default();
-        let is_new = |(key, event): &(i64, i64)| sent.get(key).is_none_or(|(sent, _)| sent != event);
+        let is_new = |(key, event): &(i64, i64)| sent.sent.get(key).is_none_or(|(sent, _)| sent != event);
         let new: Vec<(i64, i64)> = members.into_iter().filter(is_new).collect();
         if new.is_empty() {
             return;
         }
-        Arc::make_mut(&mut sent).extend(new.into_iter().map(|(key, event)| (key, (event, at))));
+        let members = Arc::make_mut(&mut sent);
+        members.sent.extend(new.into_iter().map(|(key, event)| (key, (event, at))));
+        members.last = members.last.max(at);
         self.0.insert(key, sent);
     }
 

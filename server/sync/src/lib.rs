@@ -33,7 +33,7 @@ use std::{
 
 use bytes::Bytes;
 use myelin_rooms::{Rooms, visibility::membership_in};
-use myelin_store::{Batch, Change, Ephemeral, Membership, Observer, Store};
+use myelin_store::{Batch, Change, Ephemeral, Observer, Store};
 use quick_cache::sync::Cache;
 use ruma::{OwnedUserId, UserId, presence::PresenceState};
 
@@ -47,7 +47,7 @@ pub use self::{
 use self::{
     index::{Index, View},
     lazy::SentMembers,
-    live::{Live, LiveNews, PresenceNotice, TypingNotice},
+    live::{Live, LiveNews, PresenceNotice, SeenNotice, Sighting, TypingNotice},
     metrics::{ANSWER_SECONDS, SYNCS, USER_LOADS, WAKE_SECONDS},
     response::Answer,
     summary::Summaries,
@@ -127,6 +127,8 @@ pub struct Sync {
     filters: Cache<(i64, i64), Arc<Filter>>,
     ticker: tokio::task::AbortHandle,
     stopping: AtomicBool,
+    /// Whether other replicas could not be heard for a while.
+    missed: AtomicBool,
 }
 
 impl std::fmt::Debug for Sync {
@@ -164,6 +166,7 @@ impl Sync {
             filters: Cache::new(FILTERS),
             ticker: tokio::spawn(tick(weak.clone())).abort_handle(),
             stopping: AtomicBool::new(false),
+            missed: AtomicBool::new(true),
         });
         store.observe(Arc::new(Follower(Arc::downgrade(&sync))));
         sync.index.start(store.position());
@@ -322,12 +325,18 @@ impl Sync {
             return Ok(());
         }
         let now = now_ms();
-        if self.live.note_sync(request.user_nid, &request.set_presence, now) {
-            let before = self.live.presence(request.user_nid);
-            let status_msg = before.and_then(|presence| presence.status_msg);
-            self.tell_presence(request.user_nid, request.set_presence.clone(), status_msg, now).await?;
+        match self.live.note_sync(request.user_nid, &request.set_presence, now) {
+            Sighting::Known => Ok(()),
+            Sighting::Moved => {
+                let here = vec![request.user_nid];
+                self.pass_seen(&SeenNotice { origin: self.live.origin(), here, ..SeenNotice::default() })
+            }
+            Sighting::Changed => {
+                let before = self.live.presence(request.user_nid);
+                let status_msg = before.and_then(|presence| presence.status_msg);
+                self.tell_presence(request.user_nid, request.set_presence.clone(), status_msg, now).await
+            }
         }
-        Ok(())
     }
 
     fn tell_live(&self, notice: &Ephemeral) {
@@ -347,26 +356,39 @@ impl Sync {
                     self.index.wake_user(user_nid);
                 }
             }
+            "seen" => {
+                if let Ok(notice) = serde_json::from_str::<SeenNotice>(&notice.json) {
+                    self.live.note_seen_elsewhere(&notice, now_ms());
+                }
+            }
             _ => {}
         }
     }
 
-    async fn on_tick(&self, count: u32) {
+    fn on_tick(&self, count: u32) {
         let now = now_ms();
         let rooms = self.live.expire_typing(now);
         if !rooms.is_empty() {
             self.index.wake_rooms(rooms);
         }
+        if self.options.presence && self.missed.swap(false, Ordering::AcqRel) {
+            self.ask_anew();
+        }
         if self.options.presence && count.is_multiple_of(PRESENCE_TICKS) {
-            for notice in self.live.sweep_presence(|user_nid| self.index.is_waiting(user_nid), now) {
-                let user_nid = notice.user;
-                match self.pass_presence(notice) {
-                    Ok(()) => self.live.mark_idle(user_nid),
-                    Err(error) => {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "could not tell of a user's presence");
-                    }
-                }
+            let swept = self.live.sweep_presence(|user_nid| self.index.is_waiting(user_nid), now);
+            self.index.wake_rooms(swept.rooms);
+            let told = swept.presence.iter().try_for_each(|notice| self.pass_presence(notice));
+            if let Err(error) = told.and_then(|()| swept.seen.iter().try_for_each(|notice| self.pass_seen(notice))) {
+                tracing::warn!(error = &error as &dyn std::error::Error, "could not tell of users' presence");
             }
+        }
+    }
+
+    /// Asks other replicas for what they have said meanwhile.
+    fn ask_anew(&self) {
+        let asks = SeenNotice { origin: self.live.origin(), asks: true, ..SeenNotice::default() };
+        if let Err(error) = self.pass_seen(&asks) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "could not ask for users' presence");
         }
     }
 }
@@ -384,10 +406,9 @@ impl Observer for Follower {
                     if sync.options.presence {
                         active.push(event.sender_nid);
                         if event.event_type() == "m.room.member"
-                            && event.state_key() == Some(event.sender().as_str())
-                            && membership_in(event) == Some(Membership::Join)
+                            && let (Some(user_id), Some(membership)) = (event.state_key(), membership_in(event))
                         {
-                            sync.live.note_join(event.sender_nid, event.room_nid, now_ms());
+                            sync.live.note_member(user_id, event.room_nid, membership, now_ms());
                         }
                     }
                 }
@@ -407,6 +428,13 @@ impl Observer for Follower {
             sync.tell_live(ephemeral);
         }
     }
+
+    fn missed(&self) {
+        if let Some(sync) = self.0.upgrade() {
+            // Not from here: the store is telling its observers.
+            sync.missed.store(true, Ordering::Release);
+        }
+    }
 }
 
 /// Ends typing and presence that have lasted long enough, while there is a [`Sync`].
@@ -420,7 +448,7 @@ async fn tick(sync: Weak<Sync>) {
             continue;
         }
         let Some(sync) = sync.upgrade() else { return };
-        sync.on_tick(count).await;
+        sync.on_tick(count);
     }
 }
 

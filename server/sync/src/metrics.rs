@@ -58,6 +58,14 @@ pub(crate) static UNREAD_SCANS: LazyLock<IntCounter> = LazyLock::new(|| {
 pub(crate) static UNREAD_EVENTS: LazyLock<IntCounter> = LazyLock::new(|| {
     register_int_counter!("myelin_sync_unread_events_total", "Events that push rules were evaluated on.").expect(UNIQUE)
 });
+pub(crate) static SUMMARIES_MADE: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    register_int_counter_vec!(
+        "myelin_sync_room_summaries_total",
+        "Summaries of rooms that were made: from an older one (changes) or by reading all members (members).",
+        &["from"]
+    )
+    .expect(UNIQUE)
+});
 
 /// Shows every metric from the start on, not from its first use.
 pub(crate) fn show() {
@@ -70,4 +78,5 @@ pub(crate) fn show() {
     LazyLock::force(&RECEIPT_READS);
     LazyLock::force(&UNREAD_SCANS);
     LazyLock::force(&UNREAD_EVENTS);
+    LazyLock::force(&SUMMARIES_MADE);
 }

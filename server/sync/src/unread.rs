@@ -483,7 +483,9 @@ fn relation(event: &Event) -> Option<(bool, Box<str>)> {
 
 /// Whether a text may be the identifier of an event: "MUST NOT exceed 255 bytes", and it has no control characters.
 pub(crate) fn is_event_id(text: &str) -> bool {
-    text.len() <= EVENT_ID_BYTES_MAX && !text.chars().any(char::is_control) && EventId::parse(text).is_ok()
+    (2..=EVENT_ID_BYTES_MAX).contains(&text.len())
+        && !text.chars().any(char::is_control)
+        && EventId::parse(text).is_ok()
 }
 
 #[cfg(test)]

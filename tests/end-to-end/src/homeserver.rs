@@ -1,7 +1,8 @@
 use std::{
     fs::{self, OpenOptions},
+    io::Write as _,
     path::PathBuf,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     time::Duration,
 };
 
@@ -190,6 +191,23 @@ impl Homeserver {
     pub fn kill(&mut self) {
         let mut child = self.child.take().expect("the homeserver is running");
         child.kill().and_then(|()| child.wait()).expect("kill the homeserver");
+    }
+
+    /// Runs another command of the program on the same configuration, as an operator does beside the running server.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be run.
+    pub fn command(&self, arguments: &[&str], input: &str) -> Output {
+        let file = self.setup.folder.path().join("myelin.toml");
+        let mut command = Command::new(binary());
+        command.args(arguments).arg("--config").arg(file).current_dir(self.setup.folder.path());
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = piped.spawn().expect("run the program");
+        let mut stdin = child.stdin.take().expect("its input is piped");
+        stdin.write_all(input.as_bytes()).expect("write its input");
+        drop(stdin);
+        child.wait_with_output().expect("wait for the program")
     }
 
     /// Asks it to end, as a service manager does, and does not wait.

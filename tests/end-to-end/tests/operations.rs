@@ -19,6 +19,7 @@ on_both_engines!(
     health_is_told,
     front_page_says_what_this_is,
     operators_tools_register_accounts,
+    commands_make_accounts,
 );
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -249,6 +250,40 @@ fn commands_explain_themselves() {
     assert!(success && ["serve", "config", "user", "version"].iter().all(|word| help.contains(word)), "{help}");
     let (success, _) = run(&["dance"]);
     assert!(!success, "an unknown command is an error");
+}
+
+/// An operator makes an account and gives it a new password beside the running server, which heeds both.
+async fn commands_make_accounts(engine: Engine) {
+    let server = Homeserver::start(engine).await;
+    let log_in = async |password: &str| {
+        let login = json!({
+            "type": "m.login.password",
+            "identifier": { "type": "m.id.user", "user": "dora" },
+            "password": password,
+        });
+        server.api().post("login", login).await
+    };
+    let create = ["user", "create", "dora", "--password-stdin"];
+    let made = server.command(&create, "first password\n");
+    assert!(made.status.success(), "{made:?}");
+    let token = log_in("first password").await.ok()["access_token"].as_str().unwrap().to_owned();
+    let dora = server.api().with_token(token);
+    assert_eq!(dora.get("account/whoami").await.ok()["user_id"], format!("@dora:{SERVER_NAME}"));
+
+    let again = server.command(&create, "other password\n");
+    assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("taken"), "{again:?}");
+    let changed = server.command(&["user", "set-password", "dora", "--password-stdin"], "second password\n");
+    assert!(changed.status.success(), "{changed:?}");
+    log_in("first password").await.refused(403, "M_FORBIDDEN");
+    log_in("second password").await.ok();
+    eventually("the old session ends", PATIENCE, || async {
+        (dora.get("account/whoami").await.status == 401).then_some(())
+    })
+    .await;
+    let unknown = server.command(&["user", "set-password", "nobody", "--password-stdin"], "a password\n");
+    assert!(!unknown.status.success() && String::from_utf8_lossy(&unknown.stderr).contains("@nobody"), "{unknown:?}");
+    let token = server.command(&["user", "registration-token"], "");
+    assert!(token.status.success() && token.stdout.trim_ascii().len() >= 16, "{token:?}");
 }
 
 /// The value of a metric without labels.

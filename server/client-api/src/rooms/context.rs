@@ -19,7 +19,8 @@ pub(super) async fn context(State(services): State<Services>, request: Matrix<Re
     let rooms = &services.rooms;
     let limit = u64::from(*limit).min(LIMIT_MAX as u64) as usize;
     let reader = rooms.reader(room_id, &session.user_id, session.user_nid).await?;
-    let context = rooms.read_context(&reader, event_id, limit, filter).await?;
+    let mut context = rooms.read_context(&reader, event_id, limit, filter).await?;
+    context.state = rooms.without_erased(&reader.room, &reader.viewer, context.state).await?;
 
     // One call for all, so that what they refer to is read at once.
     let parts = [&context.before, &context.after, &context.state];

@@ -28,6 +28,7 @@ pub(super) async fn members(State(services): State<Services>, request: Matrix<Re
     events.retain(|event| {
         event.event_type() == "m.room.member" && is_wanted(event, membership.as_ref(), not_membership.as_ref())
     });
+    let events = rooms.without_erased(&reader.room, &reader.viewer, events).await?;
     let events = json::events(rooms, session, room_id, &events).await?;
     let mut answer = Object::with_capacity(json::size(&events));
     answer.list("chunk", &events);

@@ -36,6 +36,7 @@ pub(super) async fn messages(State(services): State<Services>, request: Matrix<R
         true => Vec::new(),
         false => rooms.members_of_senders(&page.events).await?,
     };
+    let members = rooms.without_erased(&reader.room, &reader.viewer, members).await?;
     let chunk = json::events(rooms, session, room_id, &page.events).await?;
     let state = json::events(rooms, session, room_id, &members).await?;
 

@@ -15,6 +15,7 @@ pub(super) async fn state(State(services): State<Services>, request: Matrix<Requ
     let reader = rooms.reader(&request.body.room_id, &session.user_id, session.user_nid).await?;
     let root = rooms.readable_root(&reader).await?;
     let events = rooms.store().all_state_events(root).await?;
+    let events = rooms.without_erased(&reader.room, &reader.viewer, events).await?;
     let events = json::events(rooms, session, &request.body.room_id, &events).await?;
     Ok(json::list(&events))
 }

@@ -21,6 +21,7 @@ pub(super) async fn state_event(
     let reader = rooms.reader(room_id, &session.user_id, session.user_nid).await?;
     let root = rooms.readable_root(&reader).await?;
     let event = rooms.state_event_at(root, event_type(&path)?, state_key).await?;
+    let event = rooms.without_erased(&reader.room, &reader.viewer, event.into_iter().collect()).await?.pop();
     let event = event.ok_or_else(|| ApiError::not_found("The room has no such state"))?;
     match format {
         StateEventFormat::Content => Ok(RawJson::from(event.content().to_owned())),

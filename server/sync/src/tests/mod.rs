@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use myelin_rooms::{CreateRoom, MembershipAction, Preset, Rooms, Template};
 use myelin_store::{
-    RoomName,
+    Operation, Receipt, RoomName,
     testing::{Fresh, on_both},
 };
 use ruma::{
@@ -15,7 +15,11 @@ use ruma::{
 };
 use serde_json::{Value, json, value::to_raw_value};
 
-use crate::{Error, Filter, ReceiptType, Request, StateForm, Sync, SyncOptions, token::Token};
+use crate::{
+    Error, Filter, ReceiptType, Request, StateForm, Sync, SyncOptions,
+    summary::{Asked, Summaries},
+    token::Token,
+};
 
 /// A server without its HTTP.
 struct World {
@@ -335,7 +339,9 @@ async fn leaving() {
         assert!(bodies(&archive["rooms"]["leave"][room.room_id.as_str()]).contains(&"before"));
         world.rooms.store().forget_room(room.nid, bob.nid).await.unwrap();
         assert!(world.ask(with_left).await["rooms"].is_null());
-        assert!(world.next(&bob, &first).await["rooms"].is_null());
+        let other_device = world.next(&bob, &first).await;
+        assert!(other_device["rooms"]["leave"][room.room_id.as_str()].is_object(), "it believes to be in the room");
+        assert!(world.next(&bob, &left).await["rooms"].is_null());
 
         // Back again, everything is told anew; an invitation that is declined ends.
         world.join(&room, &bob).await;
@@ -348,6 +354,153 @@ async fn leaving() {
         let declined = world.next(&bob, &invited).await;
         let part = &declined["rooms"]["leave"][other.room_id.as_str()];
         assert_eq!(part["timeline"]["events"].as_array().unwrap().len(), 1);
+    })
+    .await;
+}
+
+/// What happens in a room is not told to those who are out of it: neither to one who was never in, nor what came between
+/// the leaving and a ban.
+#[tokio::test]
+async fn left_rooms_keep_their_secrets() {
+    on_both(async |fresh: &Fresh| {
+        let world = World::open(fresh, false).await;
+        let (alice, bob, carol) = (world.person("alice").await, world.person("bob").await, world.person("carol").await);
+        let room = world.room(&alice).await;
+        world.join(&room, &bob).await;
+        world.topic(&room, &alice, "known").await;
+        let first = world.initial(&bob).await;
+        world.say(&room, &alice, "heard").await;
+        world.act(&room, &alice, &bob, MembershipAction::Kick).await;
+        world.topic(&room, &alice, "secret").await;
+        let name = serde_json::from_value(json!({ "name": "secret" })).unwrap();
+        world.rooms.set_state(&room, &alice.id, "m.room.name", "", name).await.unwrap();
+        world.say(&room, &alice, "secret").await;
+        let out = world.ask(filtered(&bob, None, json!({ "room": { "include_leave": true } }))).await;
+        for person in [&bob, &carol] {
+            world.act(&room, &alice, person, MembershipAction::Ban).await;
+        }
+        let left = |answer: &Value| answer["rooms"]["leave"][room.room_id.as_str()].clone();
+        let types = |events: &Value| -> Vec<String> { keys(events) };
+
+        let lazy = json!({ "lazy_load_members": true });
+        for state in [json!({}), lazy] {
+            for limit in [0, 1, 2, 50] {
+                for form in [StateForm::Before, StateForm::After] {
+                    let filter = json!({ "room":
+                        { "include_leave": true, "timeline": { "limit": limit }, "state": state.clone() } });
+                    let ask = async |person: &Person, since: Option<&Value>| {
+                        let request = filtered(person, since, filter.clone());
+                        left(&world.ask(Request { state_form: form, ..request }).await)
+                    };
+                    let beside = if form == StateForm::Before { "state" } else { "state_after" };
+                    // Carol was never in the room.
+                    let part = ask(&carol, None).await;
+                    assert!(types(&part[beside]).is_empty(), "{part}");
+                    assert!(part["timeline"]["events"].as_array().unwrap().len() <= 1, "{part}");
+                    // Bob knows the room up to the kick, and that he was banned.
+                    let part = ask(&bob, None).await;
+                    assert!(!part.to_string().contains("secret"), "{part}");
+                    let topics = [of_type(&part[beside], "m.room.topic"), of_type(&part["timeline"], "m.room.topic")];
+                    assert!(topics.concat().iter().any(|topic| topic["content"]["topic"] == "known"), "{part}");
+                    if limit > 0 {
+                        let last = part["timeline"]["events"].as_array().unwrap().last().unwrap().clone();
+                        assert_eq!(last["content"]["membership"], "ban");
+                    }
+                    if form == StateForm::After {
+                        let own = of_type(&part[beside], "m.room.member");
+                        let own = own.iter().find(|event| event["state_key"] == "@bob:example.org").unwrap();
+                        assert_eq!(own["content"]["membership"], "ban");
+                    }
+                    let part = ask(&bob, Some(&first)).await;
+                    assert!(!part.to_string().contains("secret"), "{part}");
+                    assert_eq!(bodies(&part), if limit > 2 { vec!["heard"] } else { vec![] });
+                    // One who knew of the kick learns of the ban alone.
+                    let part = ask(&bob, Some(&out)).await;
+                    assert!(types(&part[beside]).is_empty(), "{part}");
+                    assert_eq!(part["timeline"]["events"].as_array().unwrap().len(), limit.min(1));
+                }
+            }
+        }
+    })
+    .await;
+}
+
+/// One who sends a receipt behind another one is not told back, even if the two went to the database at once.
+#[tokio::test]
+async fn receipts_move_forward() {
+    on_both(async |fresh: &Fresh| {
+        let world = World::open(fresh, false).await;
+        let (alice, bob) = (world.person("alice").await, world.person("bob").await);
+        let room = world.room(&alice).await;
+        world.join(&room, &bob).await;
+        let first = world.initial(&alice).await;
+        let store = world.rooms.store();
+        let mut receipts = Vec::new();
+        for body in ["one", "two"] {
+            let event_id = world.say(&room, &alice, body).await;
+            let event = store.event_by_id(&event_id).await.unwrap().unwrap();
+            receipts.push(Receipt {
+                room_nid: room.nid,
+                user_nid: bob.nid,
+                receipt_type: "m.read".into(),
+                thread: "".into(),
+                event_nid: event.nid,
+                event_pos: event.pos.unwrap(),
+                ts: 1,
+                pos: 0,
+            });
+        }
+        store.commit(Operation::Receipt(receipts[1].clone())).await.unwrap();
+        let told = world.next(&alice, &first).await;
+        assert_eq!(of_type(&joined(&told, &room)["ephemeral"], "m.receipt").len(), 1);
+        store.commit(Operation::Receipt(receipts[0].clone())).await.unwrap();
+        assert!(world.next(&alice, &told).await["rooms"].is_null());
+        let ahead = Receipt { thread: "main".into(), ..receipts[0].clone() };
+        store.commit(Operation::Receipt(ahead)).await.unwrap();
+        let told = world.next(&alice, &told).await;
+        assert_eq!(of_type(&joined(&told, &room)["ephemeral"], "m.receipt").len(), 1, "each thread has its own");
+    })
+    .await;
+}
+
+/// A thread is an event's identifier, whatever events say they relate to.
+#[tokio::test]
+async fn threads_have_names_of_events() {
+    on_both(async |fresh: &Fresh| {
+        let world = World::open(fresh, false).await;
+        let (alice, bob) = (world.person("alice").await, world.person("bob").await);
+        let room = world.room(&alice).await;
+        world.join(&room, &bob).await;
+        for root in ["no event".to_owned(), "$nul\u{0}".into(), format!("${}", "x".repeat(255)), "$".into()] {
+            let content = json!({ "msgtype": "m.text", "body": "x",
+                "m.relates_to": { "rel_type": "m.thread", "event_id": root } });
+            let event = world.send(&room, &alice, content).await;
+            let marked = world.sync.mark_read(&room, bob.nid, ReceiptType::Read, Some(&root), &event).await;
+            assert!(matches!(marked, Err(Error::InvalidParam(_))), "{root:?}: {marked:?}");
+            world.sync.mark_read(&room, bob.nid, ReceiptType::Read, Some("main"), &event).await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// A token from beyond the stream is one of before the database was restored: the client begins anew.
+#[tokio::test]
+async fn tokens_from_beyond() {
+    on_both(async |fresh: &Fresh| {
+        let world = World::open(fresh, false).await;
+        let alice = world.person("alice").await;
+        let room = world.room(&alice).await;
+        world.say(&room, &alice, "kept").await;
+        let known = world.initial(&alice).await;
+        let pos = world.rooms.store().position();
+        let beyond = Request { since: Some(Token::sync(pos + 50, 1)), ..request(&alice, None) };
+        for full_state in [false, true] {
+            let answer = world.ask(Request { full_state, ..beyond.clone() }).await;
+            assert_eq!(bodies(joined(&answer, &room)), ["kept"]);
+            let next: Token = answer["next_batch"].as_str().unwrap().parse().unwrap();
+            assert_eq!(next.pos, pos);
+        }
+        assert!(world.next(&alice, &known).await["rooms"].is_null(), "any other token is as good as before");
     })
     .await;
 }
@@ -495,8 +648,26 @@ async fn lazy_members() {
         for _ in 0..3 {
             world.say(&room, &alice, "x").await;
         }
-        let gap = world.ask(filtered(&bob, Some(&third), lazy)).await;
+        let gap = world.ask(filtered(&bob, Some(&third), lazy.clone())).await;
         assert_eq!(members(&gap), ["@dave:example.org"]);
+
+        // An answer with a member is lost, and the next one has a gap in the member's place.
+        world.join(&room, &dave).await;
+        let third = world.ask(filtered(&bob, None, lazy.clone())).await;
+        world.say(&room, &carol, "x").await;
+        let lost = world.ask(filtered(&bob, Some(&third), lazy.clone())).await;
+        assert_eq!(members(&lost), ["@carol:example.org"]);
+        for _ in 0..3 {
+            world.say(&room, &alice, "x").await;
+        }
+        let gap = world.ask(filtered(&bob, Some(&third), lazy.clone())).await;
+        assert_eq!(joined(&gap, &room)["timeline"]["limited"], true);
+        assert!(!members(&gap).contains(&"@carol:example.org".to_owned()));
+        world.say(&room, &carol, "x").await;
+        let late = world.ask(filtered(&bob, Some(&gap), lazy)).await;
+        assert_eq!(members(&late), ["@carol:example.org"]);
+        world.act(&room, &dave, &dave, MembershipAction::Leave).await;
+        let gap = world.next(&bob, &late).await;
         assert_eq!(joined(&gap, &room)["summary"]["m.joined_member_count"], 3);
     })
     .await;
@@ -539,6 +710,57 @@ async fn filters_and_ignored_people() {
     .await;
 }
 
+/// All who are woken at once get the same summary, made once; and it is what a reading of all members gives.
+#[tokio::test]
+async fn summaries_are_made_once() {
+    on_both(async |fresh: &Fresh| {
+        let world = World::open(fresh, false).await;
+        let store = world.rooms.store().clone();
+        let alice = world.person("alice").await;
+        let mut people = Vec::new();
+        for count in 0..9 {
+            people.push(world.person(&format!("p{count}")).await);
+        }
+        let rooms = [world.room(&alice).await, world.room(&alice).await];
+        let summaries = Summaries::new();
+        let asked = || {
+            let pos = store.position();
+            rooms.iter().map(move |room| Asked { room_nid: room.nid, members_pos: pos, root: None })
+        };
+        let asked = || -> Vec<Asked> { asked().collect() };
+        summaries.of(&store, &asked()).await.unwrap();
+        use MembershipAction::{Ban, Invite, Join, Leave, Unban};
+        for (count, person) in people.iter().enumerate() {
+            for room in &rooms {
+                world.join(room, person).await;
+                if count % 3 == 1 {
+                    world.act(room, person, person, Leave).await;
+                    world.act(room, &alice, person, Invite).await;
+                }
+                if count % 4 == 3 {
+                    world.act(room, &alice, person, Ban).await;
+                }
+            }
+            if count == 7 {
+                world.act(&rooms[0], &alice, &people[3], Unban).await;
+                world.act(&rooms[0], &people[1], &people[1], Join).await;
+            }
+            let asked = asked();
+            let woken = futures_util::future::join_all((0..4).map(|_| summaries.of(&store, &asked))).await;
+            let woken: Vec<_> = woken.into_iter().map(Result::unwrap).collect();
+            let anew = Summaries::new().of(&store, &asked).await.unwrap();
+            for room in &rooms {
+                let summary = &woken[0][&room.nid];
+                assert!(woken.iter().all(|other| Arc::ptr_eq(&other[&room.nid], summary)));
+                assert_eq!(summary, &anew[&room.nid]);
+                assert_eq!(summary.heroes(alice.nid), anew[&room.nid].heroes(alice.nid));
+            }
+        }
+        assert_eq!(summaries.read(), 2, "all members of each room were read once");
+    })
+    .await;
+}
+
 /// People who share a room learn of each other's presence.
 #[tokio::test]
 async fn presence() {
@@ -561,6 +783,10 @@ async fn presence() {
         world.join(&room, &carol).await;
         let answer = world.next(&carol, &carols).await;
         assert!(!of_type(&answer["presence"], "m.presence").is_empty(), "newcomers learn who is there");
+        let bobs = world.next(&bob, &first).await;
+        world.act(&room, &alice, &alice, MembershipAction::Leave).await;
+        world.sync.set_presence(alice.nid, PresenceState::Online, Some("gone".into())).await.unwrap();
+        assert!(world.next(&bob, &bobs).await["presence"].is_null(), "the two share no room any more");
     })
     .await;
 }

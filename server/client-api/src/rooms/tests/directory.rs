@@ -1,5 +1,10 @@
-use http::StatusCode;
+use std::{sync::Arc, time::Duration};
+
+use axum::body::Body;
+use http::{Request, StatusCode};
+use myelin_http::{RateLimit, RateLimiter, RateLimits, layers};
 use serde_json::{Value, json};
+use tower::ServiceExt as _;
 
 use super::{Client, FORBIDDEN, refused, room_id, segment};
 use crate::testing::{Server, on_both};
@@ -101,6 +106,53 @@ async fn public_rooms() {
         // What a room says of itself is as it is now.
         alice.ok(alice.set(&rooms[1], "m.room.name", json!({ "name": "Decaf" })).await);
         assert_eq!(by(json!({ "generic_search_term": "decaf" })).await, ["Decaf"]);
+    })
+    .await;
+}
+
+/// The rooms and their members are counted once in a few seconds, however many ask.
+#[tokio::test]
+async fn the_list_is_kept_for_a_while() {
+    on_both(async |server: &Server| {
+        let alice = Client::new(server, "alice").await;
+        let bob = Client::new(server, "bob").await;
+        let room = alice.create(json!({ "visibility": "public", "preset": "public_chat", "name": "Tea" })).await;
+        let list = async || server.get("/_matrix/client/v3/publicRooms", None).await.json(StatusCode::OK);
+        assert_eq!(list().await["chunk"][0]["num_joined_members"], 1);
+        bob.join(&room).await;
+        assert_eq!(list().await["chunk"][0]["num_joined_members"], 1);
+        let counted = async {
+            while list().await["chunk"][0]["num_joined_members"] != 2 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), counted).await.expect("members are counted again");
+        // What is said to change is changed at once.
+        alice.ok(alice.set(&room, "m.room.name", json!({ "name": "Coffee" })).await);
+        assert_eq!(list().await["chunk"][0]["name"], "Coffee");
+        alice.create(json!({ "visibility": "public" })).await;
+        assert_eq!(list().await["total_room_count_estimate"], 2);
+        let path = format!("/directory/list{}", room.replace("/rooms/", "/room/"));
+        alice.ok(alice.put(&path, json!({ "visibility": "private" })).await);
+        assert_eq!(list().await["total_room_count_estimate"], 1);
+    })
+    .await;
+}
+
+/// Whoever asks for the directory again and again, without a session too, has to wait.
+#[tokio::test]
+async fn the_directory_is_rate_limited() {
+    on_both(async |server: &Server| {
+        let one = RateLimit { per_second: 0.001, burst: 2 };
+        let limits = RateLimits { enabled: true, login: one, registration: one, joins: one, messages: one, other: one };
+        let rate_limiter = Arc::new(RateLimiter::new(&limits).unwrap());
+        let router = layers(crate::router(crate::Services { rate_limiter, ..server.services.clone() }));
+        let mut statuses = Vec::new();
+        for _ in 0..3 {
+            let request = Request::get("/_matrix/client/v3/publicRooms").body(Body::empty()).unwrap();
+            statuses.push(router.clone().oneshot(request).await.unwrap().status());
+        }
+        assert_eq!(statuses, [StatusCode::OK, StatusCode::OK, StatusCode::TOO_MANY_REQUESTS]);
     })
     .await;
 }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use http::{Method, StatusCode};
 use serde_json::json;
 
@@ -147,6 +149,78 @@ async fn guests() {
     .await;
 }
 
+/// Guests have to go also when nobody waits for the answer to the change that makes them.
+#[tokio::test]
+async fn guests_go_without_an_asker() {
+    on_both(async |server: &Server| {
+        let alice = Client::new(server, "alice").await;
+        let room = alice.create_public("shared").await;
+        alice.ok(alice.set(&room, "m.room.guest_access", json!({ "guest_access": "can_join" })).await);
+        let mut guests = Vec::new();
+        for _ in 0..8 {
+            let guest = Client::guest(server).await;
+            guest.join(&room).await;
+            guests.push(guest);
+        }
+        let rooms = &server.services.rooms;
+        let name = rooms.room(&ruma::RoomId::parse(room_id(&room)).unwrap()).await.unwrap();
+        let is_closed = async || loop {
+            let access = rooms.state_event(&name, "m.room.guest_access", "").await.unwrap().unwrap();
+            if access.content().contains("forbidden") {
+                return;
+            }
+            tokio::task::yield_now().await;
+        };
+        // As soon as the change can be seen, the request is given up.
+        tokio::select! {
+            biased;
+            () = is_closed() => {}
+            answer = alice.set(&room, "m.room.guest_access", json!({ "guest_access": "forbidden" })) => drop(answer),
+        }
+        for guest in &guests {
+            let gone = async {
+                while membership(&alice, &room, &guest.user_id).await != "leave" {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), gone).await.expect("every guest leaves");
+        }
+    })
+    .await;
+}
+
+/// A join to a restricted room is vouched for by those who stand above the others, and only by those who are in it; by
+/// anyone where anyone may invite.
+#[tokio::test]
+async fn who_lets_people_in() {
+    on_both(async |server: &Server| {
+        // The numbers of users are given in the order in which they come.
+        let carol = Client::new(server, "carol").await;
+        let bob = Client::new(server, "bob").await;
+        let alice = Client::new(server, "alice").await;
+        let club = alice.create_public("shared").await;
+        let allow = json!([{ "type": "m.room_membership", "room_id": room_id(&club) }]);
+        let state = json!([{ "type": "m.room.join_rules", "content": { "join_rule": "restricted", "allow": allow } }]);
+        let levels = json!({ "invite": 10, "users_default": 10, "users": { &bob.user_id: 60 } });
+        let wanted = json!({ "initial_state": state, "power_level_content_override": levels });
+        let room = alice.create(wanted).await;
+        let voucher = async |joiner: &Client<'_>| {
+            joiner.join(&club).await;
+            joiner.join(&room).await;
+            let path = format!("{room}/state/m.room.member/{}", segment(&joiner.user_id));
+            let member = joiner.ok(joiner.get(&path).await);
+            member["join_authorised_via_users_server"].as_str().unwrap_or_default().to_owned()
+        };
+        assert_eq!(voucher(&carol).await, alice.user_id);
+        assert_eq!(voucher(&bob).await, alice.user_id);
+        alice.leave(&room).await;
+        assert_eq!(voucher(&Client::new(server, "dora").await).await, bob.user_id);
+        bob.leave(&room).await;
+        assert_eq!(voucher(&Client::new(server, "emil").await).await, carol.user_id);
+    })
+    .await;
+}
+
 /// A membership written as state is held to the same conditions as one made by an endpoint.
 #[tokio::test]
 async fn membership_as_state() {
@@ -195,6 +269,33 @@ async fn profiles_reach_rooms() {
         for room in &rooms {
             assert_eq!(membership(&alice, room, &bob.user_id).await, "leave");
         }
+    })
+    .await;
+}
+
+/// Of two changes of a profile at a time, the rooms keep the later one.
+#[tokio::test]
+async fn the_last_profile_stays() {
+    on_both(async |server: &Server| {
+        let alice = Client::new(server, "alice").await;
+        let room = alice.create_public("shared").await;
+        let user_id = ruma::UserId::parse(&alice.user_id).unwrap();
+        let (store, rooms) = (&server.services.store, &server.services.rooms);
+        let user_nid = store.user_nid(&user_id).await.unwrap();
+        let name = rooms.room(&ruma::RoomId::parse(room_id(&room)).unwrap()).await.unwrap();
+        assert!(store.set_profile_field(user_nid, "displayname", "\"old\"", 1000).await.unwrap());
+        let writer = rooms.attempts(&name).open().await.unwrap();
+        let waiting = tokio::spawn({
+            let (rooms, user_id) = (rooms.clone(), user_id.clone());
+            async move { rooms.update_profile(&user_id).await }
+        });
+        // By now it waits for the room.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(store.set_profile_field(user_nid, "displayname", "\"new\"", 1000).await.unwrap());
+        drop(writer);
+        waiting.await.unwrap().unwrap();
+        let members = alice.ok(alice.get(&format!("{room}/joined_members")).await);
+        assert_eq!(members["joined"][&alice.user_id], json!({ "display_name": "new" }));
     })
     .await;
 }

@@ -269,3 +269,59 @@ async fn context() {
     })
     .await;
 }
+
+/// What someone wrote whose account was erased is shown as it was to those who were there, and redacted to those who
+/// came later; also by a server that was started since.
+#[tokio::test]
+async fn the_erased() {
+    on_both(async |server: &Server| {
+        let alice = Client::new(server, "alice").await;
+        let bob = Client::new(server, "bob").await;
+        let room = alice.create_public("shared").await;
+        bob.ok(bob.put(&format!("/profile/{}/displayname", bob.user_id), json!({ "displayname": "Bobby" })).await);
+        bob.join(&room).await;
+        let secret = bob.say(&room, "a secret").await;
+        alice.say(&room, "hers").await;
+        let early = Client::new(server, "early").await;
+        early.join(&room).await;
+        assert_eq!(early.history(&room, 10).await, ["hers", "a secret"]);
+        let auth = server.password_auth("bob");
+        bob.ok(bob.post("/account/deactivate", json!({ "auth": auth, "erase": true })).await);
+
+        let left = alice.ok(alice.get(&format!("{room}/state/m.room.member/{}", segment(&bob.user_id))).await);
+        assert_eq!(left, json!({ "membership": "leave" }));
+        assert_eq!(alice.history(&room, 10).await, ["hers", "a secret"]);
+        let late = Client::new(server, "late").await;
+        late.join(&room).await;
+        assert_eq!(late.history(&room, 10).await, ["hers", "redacted"]);
+        let all = late.timeline(&room, "dir=f&limit=100").await;
+        assert!(!json!(all).to_string().contains("Bobby"));
+        // Nor is the name in the state of that time.
+        let lazy = segment(&json!({ "lazy_load_members": true }).to_string());
+        for client in [&alice, &late] {
+            let name = json!(bob.user_id);
+            let context = client.get(&format!("{room}/context/{}?limit=0", segment(&secret))).await;
+            let context = client.ok(context);
+            let member = context["state"].as_array().unwrap().iter().find(|event| event["state_key"] == name);
+            assert_eq!(member.unwrap()["content"].get("displayname").is_some(), client.user_id == alice.user_id);
+            let page = client.ok(client.get(&format!("{room}/messages?dir=f&limit=10&filter={lazy}")).await);
+            let member = page["state"].as_array().unwrap().iter().find(|event| event["state_key"] == name);
+            assert_eq!(member.unwrap()["content"].get("displayname").is_some(), client.user_id == alice.user_id);
+        }
+        let event = format!("{room}/event/{}", segment(&secret));
+        assert_eq!(late.ok(late.get(&event).await)["content"], json!({}));
+        assert_eq!(alice.ok(alice.get(&event).await)["content"]["body"], "a secret");
+
+        let store = &server.services.store;
+        let (version, document) = store.signing_key().await.unwrap();
+        let key = ruma::signatures::Ed25519KeyPair::from_der(&document, version).unwrap();
+        let rooms = myelin_rooms::Rooms::new(store.clone(), server.services.rooms.server_name().clone(), key);
+        let late_id = ruma::UserId::parse(&late.user_id).unwrap();
+        let late_nid = store.user_nid(&late_id).await.unwrap();
+        let room_id = ruma::RoomId::parse(super::room_id(&room)).unwrap();
+        let reader = rooms.reader(&room_id, &late_id, late_nid).await.unwrap();
+        let event = rooms.readable_event(&reader, &secret.as_str().try_into().unwrap()).await.unwrap();
+        assert_eq!(event.content(), "{}");
+    })
+    .await;
+}

@@ -1,3 +1,6 @@
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -112,6 +115,32 @@ async fn upgrading_gives_no_power() {
         let levels = bob.ok(bob.get(&format!("{new}/state/m.room.power_levels")).await);
         assert_eq!(levels["users"], json!({ "@alice:example.org": 100, "@bob:example.org": 20 }));
         refused(&bob.set(&new, "m.room.name", json!({ "name": "x" })).await, FORBIDDEN);
+    })
+    .await;
+}
+
+/// An upgrade that nobody waits for any more is done to its end.
+#[tokio::test]
+async fn an_upgrade_is_not_left_half_done() {
+    on_both(async |server: &Server| {
+        let alice = Client::new(server, "alice").await;
+        let old = alice.create(json!({ "room_alias_name": "tea", "preset": "public_chat" })).await;
+        let rooms = &server.services.rooms;
+        let name = rooms.room(&ruma::RoomId::parse(room_id(&old)).unwrap()).await.unwrap();
+        let user_id = ruma::UserId::parse(&alice.user_id).unwrap();
+        let upgrading = rooms.upgrade(&name, &user_id, &ruma::RoomVersionId::V11, &[]);
+        assert!(upgrading.now_or_never().is_none(), "it takes some time");
+        let closed = async {
+            loop {
+                if let Some(tombstone) = rooms.state_event(&name, "m.room.tombstone", "").await.unwrap() {
+                    return serde_json::from_str::<Value>(tombstone.content()).unwrap();
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let tombstone = tokio::time::timeout(Duration::from_secs(10), closed).await.expect("the old room is closed");
+        let resolved = alice.ok(alice.get("/directory/room/%23tea%3Aexample.org").await);
+        assert_eq!(resolved["room_id"], tombstone["replacement_room"]);
     })
     .await;
 }

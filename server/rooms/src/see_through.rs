@@ -10,7 +10,7 @@ use crate::Result;
 /// deadline of the request was met.
 ///
 /// It ends with the process, like the request that it is for.
-pub(crate) async fn finish<T: Send + 'static>(act: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+pub(crate) async fn see_through<T: Send + 'static>(act: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     let waiting = Arc::new(());
     let asker = Arc::downgrade(&waiting);
     let act = async move {
@@ -50,9 +50,9 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(20)).await;
             done.send(()).map_err(|()| crate::Error::Busy)
         };
-        assert!(finish(act).now_or_never().is_none());
+        assert!(see_through(act).now_or_never().is_none());
         tokio::time::timeout(Duration::from_secs(10), is_done).await.unwrap().unwrap();
-        assert!(matches!(finish(async { Err::<(), _>(crate::Error::Busy) }).await, Err(crate::Error::Busy)));
-        assert_eq!(finish(async { Ok(7) }).await.unwrap(), 7);
+        assert!(matches!(see_through(async { Err::<(), _>(crate::Error::Busy) }).await, Err(crate::Error::Busy)));
+        assert_eq!(see_through(async { Ok(7) }).await.unwrap(), 7);
     }
 }
