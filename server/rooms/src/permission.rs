@@ -36,7 +36,14 @@ impl Rooms {
         user_id: &UserId,
         event_type: &str,
     ) -> Result<bool> {
-        // The writer alone knows what is about to be committed.
-        self.attempts(room).open().await?.may_send_state(user_id, event_type).await
+        // The writer alone knows what is about to be committed; what it finds is confirmed like a write.
+        let mut attempts = self.attempts(room);
+        loop {
+            let mut writer = attempts.open().await?;
+            let may = writer.may_send_state(user_id, event_type).await;
+            if let Some(may) = attempts.finish(writer, may).await? {
+                return Ok(may);
+            }
+        }
     }
 }
