@@ -3,7 +3,7 @@
 use std::{
     num::NonZeroUsize,
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -56,7 +56,8 @@ impl Default for PasswordCost {
 pub(crate) struct Passwords {
     argon2: Argon2<'static>,
     /// The hash of a password that nobody has, checked where there is no other, so that it takes the same time.
-    nobodys: Arc<str>,
+    /// Made when it is first needed: it takes as much memory and time as any other.
+    nobodys: Arc<OnceLock<String>>,
     cores: Arc<Semaphore>,
     waiting: AtomicUsize,
 }
@@ -65,9 +66,13 @@ impl Passwords {
     pub(crate) fn new(cost: &PasswordCost) -> Result<Self> {
         let params = Params::new(cost.memory_kib, cost.passes, 1, None).map_err(Error::HashParameters)?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        let nobodys = hash(&argon2, &crate::tokens::readable(32))?.into();
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        Ok(Self { argon2, nobodys, cores: Arc::new(Semaphore::new(cores)), waiting: AtomicUsize::new(0) })
+        Ok(Self {
+            argon2,
+            nobodys: Arc::default(),
+            cores: Arc::new(Semaphore::new(cores)),
+            waiting: AtomicUsize::new(0),
+        })
     }
 
     /// A password as it is stored.
@@ -83,10 +88,19 @@ impl Passwords {
             return Ok(false);
         }
         let is_someones = stored.is_some();
-        let stored: Arc<str> = stored.map_or_else(|| self.nobodys.clone(), Arc::from);
         let (argon2, password) = (self.argon2.clone(), password.to_owned());
-        let matches = self.in_background(move || verify(&argon2, &password, &stored)).await?;
-        Ok(matches && is_someones)
+        let (stored, nobodys) = (stored.map(str::to_owned), self.nobodys.clone());
+        let check = move || match stored {
+            Some(stored) => verify(&argon2, &password, &stored),
+            None => {
+                if nobodys.get().is_none() {
+                    // Who comes later than another finds that one's, which is as good.
+                    let _ = nobodys.set(hash(&argon2, &crate::tokens::readable(32))?);
+                }
+                verify(&argon2, &password, nobodys.get().map_or("", String::as_str))
+            }
+        };
+        Ok(self.in_background(check).await? && is_someones)
     }
 
     async fn in_background<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

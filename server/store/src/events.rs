@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::RwLock;
 use ruma::{EventId, OwnedEventId};
+use sqlx::{ColumnIndex, Decode, FromRow, Row, Type};
 
 use crate::{
     Error, Event, EventParts, Result, Store,
@@ -34,8 +35,7 @@ macro_rules! select_listed_events {
 }
 pub(crate) use select_events;
 
-/// An event as the database gives it.
-#[derive(sqlx::FromRow)]
+/// An event as the database gives it: the columns of [`select_events`], in their order.
 pub(crate) struct EventRow {
     event_nid: i64,
     event_id: String,
@@ -52,6 +52,36 @@ pub(crate) struct EventRow {
     txn: Option<String>,
     flags: i64,
     json: Vec<u8>,
+}
+
+/// By the columns' places: a page of history has thousands of columns, and a name is looked up in a map.
+impl<'r, R> FromRow<'r, R> for EventRow
+where
+    R: Row,
+    usize: ColumnIndex<R>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+    String: Decode<'r, R::Database> + Type<R::Database>,
+    Vec<u8>: Decode<'r, R::Database> + Type<R::Database>,
+{
+    fn from_row(row: &'r R) -> sqlx::Result<Self> {
+        Ok(Self {
+            event_nid: row.try_get(0)?,
+            event_id: row.try_get(1)?,
+            room_nid: row.try_get(2)?,
+            pos: row.try_get(3)?,
+            depth: row.try_get(4)?,
+            sender_nid: row.try_get(5)?,
+            key_nid: row.try_get(6)?,
+            state_before: row.try_get(7)?,
+            room_state: row.try_get(8)?,
+            replaces: row.try_get(9)?,
+            redacted_by: row.try_get(10)?,
+            device_nid: row.try_get(11)?,
+            txn: row.try_get(12)?,
+            flags: row.try_get(13)?,
+            json: row.try_get(14)?,
+        })
+    }
 }
 
 impl TryFrom<EventRow> for Event {
@@ -243,10 +273,11 @@ impl Store {
     ) -> Result<Vec<Arc<Event>>> {
         let mut reader = self.database.reader().await?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let found: Vec<EventRow> = match direction {
+        // The numbers first: of pages that many read, the events are in memory.
+        let found: Vec<(i64,)> = match direction {
             Direction::Forward => rows!(
                 reader,
-                select_events!("WHERE room_nid = $1 AND pos > $2 AND pos < $3 ORDER BY pos LIMIT $4"),
+                "SELECT event_nid FROM events WHERE room_nid = $1 AND pos > $2 AND pos < $3 ORDER BY pos LIMIT $4",
                 room_nid,
                 from,
                 until.unwrap_or(i64::MAX),
@@ -254,7 +285,7 @@ impl Store {
             )?,
             Direction::Backward => rows!(
                 reader,
-                select_events!("WHERE room_nid = $1 AND pos < $2 AND pos > $3 ORDER BY pos DESC LIMIT $4"),
+                "SELECT event_nid FROM events WHERE room_nid = $1 AND pos < $2 AND pos > $3 ORDER BY pos DESC LIMIT $4",
                 room_nid,
                 from,
                 until.unwrap_or(i64::MIN),
@@ -262,7 +293,8 @@ impl Store {
             )?,
         };
         drop(reader);
-        self.remember_rows(found)
+        let nids: Vec<i64> = found.into_iter().map(|(nid,)| nid).collect();
+        self.events(&nids).await
     }
 
     /// The newest events of many rooms at once: for each `(room, after, to)` at most `limit`, oldest first.
