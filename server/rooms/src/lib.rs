@@ -17,6 +17,7 @@ mod permission;
 mod power;
 pub mod present;
 mod redact;
+pub mod remote;
 mod see_through;
 mod send;
 mod upgrade;

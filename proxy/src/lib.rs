@@ -1,0 +1,1 @@
+//! The front door: connections, TLS, certificates, routing by host and path, forwarding.
