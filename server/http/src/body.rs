@@ -45,7 +45,7 @@ fn is_length_limit(error: &(dyn Error + 'static)) -> bool {
 ///
 /// ruma's types alone do not tell the two apart: they stop at the first field that does not fit, some take any JSON
 /// value, and those without fields never look at the body.
-pub(crate) fn json_object(body: Bytes) -> Result<Bytes, ApiError> {
+pub fn json_object(body: Bytes) -> Result<Bytes, ApiError> {
     if body.is_empty() {
         return Ok(Bytes::from_static(b"{}"));
     }

@@ -36,13 +36,13 @@ mod session;
 mod tests;
 
 pub use self::{
-    body::read_body,
+    body::{json_object, read_body},
     context::{RequestContext, RequestId},
     error::{ApiError, BoxError},
     layers::{LayerOptions, layers, layers_with},
-    matrix::{CallerOf, Matrix},
+    matrix::{CallerOf, Matrix, parse, take_path},
     rate_limit::{LimitKey, LimitKind, RateLimit, RateLimiter, RateLimits, RateLimitsError},
     reply::{RawJson, Reply},
-    route::{EndpointArguments, Endpoints, RouteOptions, paths, route},
+    route::{EndpointArguments, Endpoints, NamesEndpoint, RouteOptions, paths, route},
     session::{AuthError, Authenticated, Authenticator, ClientAddress, Credentials, Scheme, Session, Standing},
 };

@@ -77,9 +77,7 @@ where
         let (received, caller) = receive(state, request, endpoint, admit).await?;
         let Received { parts, path, body, client_address } = received;
 
-        let path: Vec<&str> = path.iter().map(|(_, value)| value).collect();
-        let request = http::Request::from_parts(parts, &*body);
-        let body = R::try_from_http_request(request, &path).map_err(refusal)?;
+        let body = parse(parts, &path, &body)?;
         Ok(Self { body, caller, client_address })
     }
 }
@@ -121,10 +119,7 @@ async fn receive<S: Authenticator, C>(
         limiter.check_caller(kind, session.as_deref(), client_address)?;
     }
 
-    let path = RawPathParams::from_request_parts(&mut parts, state)
-        .await
-        .map_err(|rejection| ApiError::invalid_param(rejection.body_text()))?;
-    check_path(&path, endpoint.has_body)?;
+    let path = take_path(&mut parts, endpoint.has_body).await?;
 
     let body = if endpoint.has_body {
         let bytes_max = options.body_bytes_max.unwrap_or_else(|| {
@@ -140,6 +135,22 @@ async fn receive<S: Authenticator, C>(
         Bytes::new()
     };
     Ok((Received { parts, path, body, client_address }, caller))
+}
+
+/// The parts of a request's path, if each is one that an endpoint may have there. `writes` tells whether the endpoint
+/// puts what the path names into a room.
+pub async fn take_path(parts: &mut Parts, writes: bool) -> Result<RawPathParams, ApiError> {
+    let path = RawPathParams::from_request_parts(parts, &())
+        .await
+        .map_err(|rejection| ApiError::invalid_param(rejection.body_text()))?;
+    check_path(&path, writes)?;
+    Ok(path)
+}
+
+/// A request of ruma's type `R` from what was received, or the refusal that belongs to what cannot be read.
+pub fn parse<R: IncomingRequest>(parts: Parts, path: &RawPathParams, body: &[u8]) -> Result<R, ApiError> {
+    let path: Vec<&str> = path.iter().map(|(_, value)| value).collect();
+    R::try_from_http_request(http::Request::from_parts(parts, body), &path).map_err(refusal)
 }
 
 /// Names that are too long are refused here: ruma lets long identifiers pass, since such are in old rooms, and the others

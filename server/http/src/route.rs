@@ -48,6 +48,11 @@ impl RouteOptions {
         Self { body_bytes_max: Some(bytes_max), ..self }
     }
 
+    /// The bound that [`body_bytes_max`](Self::body_bytes_max) has set.
+    pub fn body_limit(&self) -> Option<usize> {
+        self.body_bytes_max
+    }
+
     /// Takes a body that is not JSON.
     #[must_use]
     pub fn raw_body(self) -> Self {
@@ -67,7 +72,21 @@ impl RouteOptions {
     }
 }
 
-/// The arguments of a handler whose last one is a [`Matrix`]: this is how a handler's signature names its endpoint.
+/// An extractor of whole requests, such as [`Matrix`], which tells by its type which endpoint it is for.
+pub trait NamesEndpoint {
+    /// ruma's type of the request.
+    type Request: IncomingRequest;
+}
+
+impl<R> NamesEndpoint for Matrix<R>
+where
+    R: IncomingRequest,
+    R::Authentication: Scheme,
+{
+    type Request = R;
+}
+
+/// The arguments of a handler whose last one [names its endpoint](NamesEndpoint).
 pub trait EndpointArguments {
     /// ruma's type of the request.
     type Request: IncomingRequest;
@@ -75,12 +94,8 @@ pub trait EndpointArguments {
 
 macro_rules! endpoint_arguments {
     ($($argument:ident),*) => {
-        impl<M, $($argument,)* R> EndpointArguments for (M, $($argument,)* Matrix<R>)
-        where
-            R: IncomingRequest,
-            R::Authentication: Scheme,
-        {
-            type Request = R;
+        impl<M, $($argument,)* E: NamesEndpoint> EndpointArguments for (M, $($argument,)* E) {
+            type Request = E::Request;
         }
     };
 }

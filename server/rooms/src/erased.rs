@@ -119,6 +119,7 @@ pub(crate) fn redacted_copy(event: &Event, room: &RoomName) -> Result<Arc<Event>
         key_nid: event.key_nid,
         state_before: event.state_before,
         room_state: event.room_state,
+        forked_state: event.forked_state,
         replaces: None,
         redacted_by: event.redacted_by,
         device_nid: None,

@@ -122,6 +122,7 @@ struct Draft {
     nodes: Vec<(i64, Arc<Node>)>,
     memberships: Vec<MembershipChange>,
     redactions: Vec<Redaction>,
+    auth_edges: Vec<(i64, Vec<i64>)>,
 }
 
 /// An appended event: new, or the one that said the same already.
@@ -321,6 +322,9 @@ impl RoomWriter {
             return Ok(Appended { event_id: same.id().clone(), is_new: false });
         }
 
+        if own_key.is_some() {
+            self.draft.auth_edges.push((nid, auth_events.iter().map(|pdu| pdu.nid).collect()));
+        }
         self.add(&template, pdu, json, own_key, replaces.map(|pdu| pdu.nid)).await?;
         Ok(Appended { event_id, is_new: true })
     }
@@ -443,7 +447,7 @@ impl RoomWriter {
         let mut membership = None;
         if let Some(key_nid) = key_nid {
             if template.event_type == "m.room.member" {
-                membership = Some(self.membership_change(template).await?);
+                membership = Some(self.membership_change(template, pdu.nid).await?);
             }
             let (root, nodes) = self.rooms.store.update_state(state_before, &[(key_nid, Some(pdu.nid))]).await?;
             room_state = root;
@@ -462,6 +466,7 @@ impl RoomWriter {
             key_nid,
             state_before,
             room_state,
+            forked_state: None,
             replaces,
             redacted_by: None,
             device_nid,
@@ -480,14 +485,14 @@ impl RoomWriter {
         Ok(())
     }
 
-    async fn membership_change(&self, template: &Template) -> Result<MembershipChange> {
+    async fn membership_change(&self, template: &Template, event_nid: i64) -> Result<MembershipChange> {
         let word = template.content.get("membership").and_then(CanonicalJsonValue::as_str).unwrap_or_default();
         let membership = Membership::from_word(word)
             .ok_or_else(|| Error::BadJson("membership must be one that the specification knows".into()))?;
         let user_id = UserId::parse(template.state_key.as_deref().unwrap_or_default())
             .map_err(|_| Error::InvalidParam("the state key of a membership must be a user id".into()))?;
         let user_nid = self.rooms.store.user_nid(&user_id).await?;
-        Ok(MembershipChange { user_nid, membership, event: self.draft.events.len() })
+        Ok(MembershipChange { user_nid, membership, event_nid })
     }
 
     /// Takes the content of an event away, once the draft is committed.
@@ -546,7 +551,9 @@ impl RoomWriter {
             head: self.head.clone(),
             memberships: std::mem::take(&mut draft.memberships),
             redactions: std::mem::take(&mut draft.redactions),
+            auth_edges: std::mem::take(&mut draft.auth_edges),
             fate,
+            ..Append::default()
         })));
         // While this is under way the room's head stays in memory, so that what follows builds on it.
         let _in_use = OwnedMutexGuard::mutex(&self.slot).clone();

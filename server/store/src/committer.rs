@@ -1,5 +1,6 @@
 //! The group commit: what waits, from all rooms, becomes one transaction.
 
+mod graph;
 #[cfg(test)]
 mod tests;
 
@@ -13,12 +14,12 @@ use std::{
 };
 
 use prometheus::{Histogram, IntCounter, IntGauge, register_histogram, register_int_counter, register_int_gauge};
-use ruma::{OwnedRoomId, RoomVersionId};
+use ruma::{OwnedEventId, OwnedRoomId, RoomVersionId};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use crate::{
-    AccountData, Error, Event, Receipt, Result, Store,
+    AccountData, Error, Event, Member, Receipt, Result, Store,
     database::{Engine, Transaction},
     sql::{Sql, execute, row},
     state_tree::Node,
@@ -79,7 +80,7 @@ pub(crate) fn show_metrics() {
 }
 
 /// Where a room stands once a write is through.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Head {
     /// The number of the event appended last; 0 for a room that is not there yet.
     pub version: i64,
@@ -113,8 +114,8 @@ pub struct MembershipChange {
     pub user_nid: i64,
     /// The membership.
     pub membership: Membership,
-    /// The place of its event in [`Append::events`].
-    pub event: usize,
+    /// Its event's number.
+    pub event_nid: i64,
 }
 
 /// A membership as it is stored.
@@ -182,7 +183,7 @@ pub struct Redaction {
 }
 
 /// Events at the end of one room.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Append {
     /// The room.
     pub room_nid: i64,
@@ -190,8 +191,22 @@ pub struct Append {
     pub expected_version: i64,
     /// Given for a room's first write.
     pub create: Option<NewRoom>,
-    /// The events, in order, without positions.
+    /// The events, in order, without positions. Those that clients may be shown get one.
     pub events: Vec<Event>,
+    /// Events from before what we have of the room, the newest first, without positions. They get negative ones.
+    pub history: Vec<Event>,
+    /// Events that get no position, because others only refer to them.
+    pub outliers: Vec<Event>,
+    /// The numbers of those events that are stored already, as outliers, and now find their place.
+    pub promoted: HashSet<i64>,
+    /// The auth events' numbers of the state events among those not stored already.
+    pub auth_edges: Vec<(i64, Vec<i64>)>,
+    /// Events that are followed by one of these (its number) and are not here.
+    pub gaps: Vec<(OwnedEventId, i64)>,
+    /// Events that were missing, and no longer are.
+    pub filled: Vec<OwnedEventId>,
+    /// Stripped state that came with an event.
+    pub stripped_state: Option<(i64, Box<str>)>,
     /// New nodes of the state snapshots.
     pub nodes: Vec<(i64, Arc<Node>)>,
     /// The room's head afterwards.
@@ -408,13 +423,33 @@ async fn write(store: &Arc<Store>, mut operations: Vec<Operation>) -> Result<Vec
                 for redaction in &append.redactions {
                     store.forget_event(&redaction.target);
                 }
-                EVENTS_WRITTEN.inc_by(append.events.len() as u64);
                 let events: Vec<Arc<Event>> = append.events.into_iter().map(Arc::new).collect();
+                let others = append.history.into_iter().chain(append.outliers).map(Arc::new);
+                let mut written = events.len() as u64;
+                for event in others {
+                    written += 1;
+                    store.remember_event(&event);
+                }
+                EVENTS_WRITTEN.inc_by(written);
+                for (event_nid, auth) in append.auth_edges {
+                    store.remember_auth_edges(event_nid, auth.into());
+                }
                 for event in &events {
                     store.remember_event(event);
                     if event.pos.is_some_and(|pos| pos > 0) {
                         changes.push(Change::Event(event.clone()));
                     }
+                }
+                for change in &append.memberships {
+                    let pos = position_of(&events, change.event_nid).unwrap_or(append.head.last_pos);
+                    changes.push(Change::Membership(Member {
+                        room_nid: append.room_nid,
+                        user_nid: change.user_nid,
+                        membership: change.membership,
+                        event_nid: change.event_nid,
+                        pos,
+                        forgotten: false,
+                    }));
                 }
                 let pos = events.iter().filter_map(|event| event.pos).max().unwrap_or(to);
                 outcomes.push(Ok(Committed { pos, events }));
@@ -429,6 +464,7 @@ async fn write(store: &Arc<Store>, mut operations: Vec<Operation>) -> Result<Vec
             }
         }
     }
+    changes.sort_by_key(Change::pos);
     if let Err(error) = store.advance(&mut tail, Batch { from, to, changes }).await {
         // The writes stand. Whoever reads the stream next closes the gap.
         warn!(error = &error as &dyn std::error::Error, "could not read what other replicas wrote; will try again");
@@ -454,10 +490,12 @@ async fn write_transaction(store: &Store, operations: &mut [Operation]) -> Resul
         match operation {
             Operation::Append(append) => {
                 // A position from a try that was rolled back is given anew; history keeps its negative one.
-                let in_timeline = |event: &&mut Event| event.is_shown() && event.pos.is_none_or(|pos| pos > 0);
-                for event in append.events.iter_mut().filter(in_timeline) {
+                for event in append.events.iter_mut().filter(|event| event.is_shown()) {
                     next += 1;
                     event.pos = Some(next);
+                }
+                if append.events.is_empty() && !append.memberships.is_empty() {
+                    next += 1;
                 }
                 append.head.last_pos = next;
                 let run = runs.entry(append.room_nid).or_insert(RoomRun {
@@ -480,6 +518,7 @@ async fn write_transaction(store: &Store, operations: &mut [Operation]) -> Resul
         }
     }
 
+    place_history(&mut transaction, operations).await?;
     let mut refused = broken_runs(&runs, operations);
     runs.retain(|room_nid, _| !refused.contains(room_nid));
     refused.extend(compare_and_set(&mut transaction, &runs, operations).await?);
@@ -496,6 +535,7 @@ async fn write_transaction(store: &Store, operations: &mut [Operation]) -> Resul
     }
     insert_nodes(&mut transaction, &appends).await?;
     insert_events(&mut transaction, &appends).await?;
+    graph::write(&mut transaction, &appends).await?;
     upsert_memberships(&mut transaction, &appends).await?;
     redact(&mut transaction, &appends).await?;
     upsert_receipts(&mut transaction, operations).await?;
@@ -506,9 +546,41 @@ async fn write_transaction(store: &Store, operations: &mut [Operation]) -> Resul
 
 fn positions(operation: &Operation) -> i64 {
     match operation {
-        Operation::Append(append) => append.events.len() as i64,
+        // A write that shows no event may still change memberships, which are told at its last position.
+        Operation::Append(append) => (append.events.len() as i64).max(1),
         Operation::Receipt(_) | Operation::AccountData(_) => 1,
     }
+}
+
+/// Gives the events of history their places: below all others, the newest first.
+async fn place_history(transaction: &mut Transaction, operations: &mut [Operation]) -> Result<()> {
+    let mut events: Vec<&mut Event> = operations
+        .iter_mut()
+        .filter_map(|operation| match operation {
+            Operation::Append(append) => Some(&mut append.history),
+            _ => None,
+        })
+        .flatten()
+        .filter(|event| event.is_shown())
+        .collect();
+    if events.is_empty() {
+        return Ok(());
+    }
+    let count = events.len() as i64;
+    let (next,): (i64,) = row!(
+        transaction,
+        "INSERT INTO sequences (name, next) VALUES ('history', $1 + 1)
+         ON CONFLICT (name) DO UPDATE SET next = sequences.next + $1 RETURNING next",
+        count
+    )?;
+    for (event, place) in events.iter_mut().zip(next - count..next) {
+        event.pos = Some(-place);
+    }
+    Ok(())
+}
+
+fn position_of(events: &[Arc<Event>], event_nid: i64) -> Option<i64> {
+    events.iter().find(|event| event.nid == event_nid).and_then(|event| event.pos)
 }
 
 /// Moves the stream on and answers where it stood. The row stays locked until the commit, so positions are
@@ -664,7 +736,12 @@ async fn insert_nodes(transaction: &mut Transaction, appends: &[&Append]) -> Res
 }
 
 async fn insert_events(transaction: &mut Transaction, appends: &[&Append]) -> Result<()> {
-    let events: Vec<&Event> = appends.iter().flat_map(|append| &append.events).collect();
+    let (known, events): (Vec<(&Append, &Event)>, Vec<(&Append, &Event)>) = appends
+        .iter()
+        .flat_map(|append| append.outliers.iter().chain(&append.history).chain(&append.events).map(|event| (*append, event)))
+        .partition(|(append, event)| append.promoted.contains(&event.nid));
+    graph::promote(transaction, &known).await?;
+    let events: Vec<&Event> = events.into_iter().map(|(_, event)| event).collect();
     if events.is_empty() {
         return Ok(());
     }
@@ -673,8 +750,8 @@ async fn insert_events(transaction: &mut Transaction, appends: &[&Append]) -> Re
             for event in events {
                 sqlx::query(
                     "INSERT INTO events (event_nid, event_id, room_nid, pos, depth, sender_nid, key_nid, state_before,
-                                         room_state, replaces, redacted_by, device_nid, txn, flags, json)
-                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+                                         room_state, state_after, replaces, redacted_by, device_nid, txn, flags, json)
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
                 )
                 .bind(event.nid)
                 .bind(event.event_id.as_str())
@@ -685,6 +762,7 @@ async fn insert_events(transaction: &mut Transaction, appends: &[&Append]) -> Re
                 .bind(event.key_nid)
                 .bind(event.state_before)
                 .bind(event.room_state)
+                .bind(event.forked_state)
                 .bind(event.replaces)
                 .bind(event.redacted_by)
                 .bind(event.device_nid)
@@ -701,10 +779,10 @@ async fn insert_events(transaction: &mut Transaction, appends: &[&Append]) -> Re
                 |of: fn(&Event) -> Option<i64>| events.iter().map(|event| of(event)).collect::<Vec<Option<i64>>>();
             sqlx::query(
                 "INSERT INTO events (event_nid, event_id, room_nid, pos, depth, sender_nid, key_nid, state_before,
-                                     room_state, replaces, redacted_by, device_nid, txn, flags, json)
+                                     room_state, state_after, replaces, redacted_by, device_nid, txn, flags, json)
                  SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
                                       $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
-                                      $12::bigint[], $13::text[], $14::bigint[], $15::bytea[])",
+                                      $12::bigint[], $13::bigint[], $14::text[], $15::bigint[], $16::bytea[])",
             )
             .bind(column(|event| event.nid))
             .bind(events.iter().map(|event| event.event_id.as_str()).collect::<Vec<_>>())
@@ -715,6 +793,7 @@ async fn insert_events(transaction: &mut Transaction, appends: &[&Append]) -> Re
             .bind(optional(|event| event.key_nid))
             .bind(column(|event| event.state_before))
             .bind(column(|event| event.room_state))
+            .bind(optional(|event| event.forked_state))
             .bind(optional(|event| event.replaces))
             .bind(optional(|event| event.redacted_by))
             .bind(optional(|event| event.device_nid))
@@ -733,11 +812,9 @@ async fn upsert_memberships(transaction: &mut Transaction, appends: &[&Append]) 
     let mut last: BTreeMap<(i64, i64), (i64, i64, i64)> = BTreeMap::new();
     for append in appends {
         for change in &append.memberships {
-            let event = &append.events[change.event];
-            last.insert(
-                (append.room_nid, change.user_nid),
-                (change.membership as i64, event.nid, event.pos.unwrap_or_default()),
-            );
+            let event = append.events.iter().find(|event| event.nid == change.event_nid);
+            let pos = event.and_then(|event| event.pos).unwrap_or(append.head.last_pos);
+            last.insert((append.room_nid, change.user_nid), (change.membership as i64, change.event_nid, pos));
         }
     }
     if last.is_empty() {

@@ -14,6 +14,10 @@ pub mod flags {
     pub const REJECTED: i64 = 1;
     /// The event is not allowed by the room's current state. It is part of the graph, not shown.
     pub const SOFT_FAILED: i64 = 2;
+    /// The event is known only because others refer to it: it has no snapshots.
+    pub const OUTLIER: i64 = 4;
+    /// The event is not of our users, and we have to send it on: we let its sender into the room.
+    pub const TO_SEND: i64 = 8;
 }
 
 /// An event: the bytes that were hashed and signed, and where it stands.
@@ -37,6 +41,8 @@ pub struct Event {
     pub state_before: i64,
     /// The snapshot of the room's current state once the event was appended.
     pub room_state: i64,
+    /// The snapshot after the event itself, where the graph forks and that is not [`Event::room_state`].
+    pub forked_state: Option<i64>,
     /// The state event that this one took the place of.
     pub replaces: Option<i64>,
     /// The redaction, if the event was redacted.
@@ -109,6 +115,8 @@ pub struct EventParts {
     pub state_before: i64,
     /// See [`Event::room_state`].
     pub room_state: i64,
+    /// See [`Event::forked_state`].
+    pub forked_state: Option<i64>,
     /// See [`Event::replaces`].
     pub replaces: Option<i64>,
     /// See [`Event::redacted_by`].
@@ -138,6 +146,7 @@ impl Event {
             key_nid,
             state_before,
             room_state,
+            forked_state,
             replaces,
             redacted_by,
             device_nid,
@@ -154,6 +163,7 @@ impl Event {
             key_nid,
             state_before,
             room_state,
+            forked_state,
             replaces,
             redacted_by,
             device_nid,
@@ -202,6 +212,16 @@ impl Event {
     /// True if clients may be shown the event at all.
     pub fn is_shown(&self) -> bool {
         self.flags & (flags::REJECTED | flags::SOFT_FAILED) == 0
+    }
+
+    /// True if the event is known only because others refer to it, and its place in the room is not.
+    pub fn is_outlier(&self) -> bool {
+        self.flags & flags::OUTLIER != 0
+    }
+
+    /// The snapshot of the state after the event itself, without what other branches of the graph have.
+    pub fn state_after(&self) -> i64 {
+        self.forked_state.unwrap_or(self.room_state)
     }
 
     /// The client's transaction id, if that device sent the event.

@@ -19,7 +19,7 @@ macro_rules! select_events {
     ($($rest:literal),+) => {
         concat!(
             "SELECT event_nid, event_id, room_nid, pos, depth, sender_nid, key_nid, state_before, room_state, \
-             replaces, redacted_by, device_nid, txn, flags, json FROM events ",
+             state_after, replaces, redacted_by, device_nid, txn, flags, json FROM events ",
             $($rest),+
         )
     };
@@ -46,6 +46,7 @@ pub(crate) struct EventRow {
     key_nid: Option<i64>,
     state_before: i64,
     room_state: i64,
+    forked_state: Option<i64>,
     replaces: Option<i64>,
     redacted_by: Option<i64>,
     device_nid: Option<i64>,
@@ -74,12 +75,13 @@ where
             key_nid: row.try_get(6)?,
             state_before: row.try_get(7)?,
             room_state: row.try_get(8)?,
-            replaces: row.try_get(9)?,
-            redacted_by: row.try_get(10)?,
-            device_nid: row.try_get(11)?,
-            txn: row.try_get(12)?,
-            flags: row.try_get(13)?,
-            json: row.try_get(14)?,
+            forked_state: row.try_get(9)?,
+            replaces: row.try_get(10)?,
+            redacted_by: row.try_get(11)?,
+            device_nid: row.try_get(12)?,
+            txn: row.try_get(13)?,
+            flags: row.try_get(14)?,
+            json: row.try_get(15)?,
         })
     }
 }
@@ -100,6 +102,7 @@ impl TryFrom<EventRow> for Event {
             key_nid: row.key_nid,
             state_before: row.state_before,
             room_state: row.room_state,
+            forked_state: row.forked_state,
             replaces: row.replaces,
             redacted_by: row.redacted_by,
             device_nid: row.device_nid,
@@ -274,10 +277,10 @@ impl Store {
         let mut reader = self.database.reader().await?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         // The numbers first: of pages that many read, the events are in memory.
-        let found: Vec<(i64,)> = match direction {
+        let found: Vec<(i64, i64)> = match direction {
             Direction::Forward => rows!(
                 reader,
-                "SELECT event_nid FROM events WHERE room_nid = $1 AND pos > $2 AND pos < $3 ORDER BY pos LIMIT $4",
+                "SELECT event_nid, pos FROM events WHERE room_nid = $1 AND pos > $2 AND pos < $3 ORDER BY pos LIMIT $4",
                 room_nid,
                 from,
                 until.unwrap_or(i64::MAX),
@@ -285,7 +288,7 @@ impl Store {
             )?,
             Direction::Backward => rows!(
                 reader,
-                "SELECT event_nid FROM events WHERE room_nid = $1 AND pos < $2 AND pos > $3 ORDER BY pos DESC LIMIT $4",
+                "SELECT event_nid, pos FROM events WHERE room_nid = $1 AND pos < $2 AND pos > $3 ORDER BY pos DESC LIMIT $4",
                 room_nid,
                 from,
                 until.unwrap_or(i64::MIN),
@@ -293,7 +296,13 @@ impl Store {
             )?,
         };
         drop(reader);
-        let nids: Vec<i64> = found.into_iter().map(|(nid,)| nid).collect();
+        for &(nid, pos) in &found {
+            // Another replica has since found the place of an outlier.
+            if self.events.peek(&nid).is_some_and(|event| event.pos != Some(pos)) {
+                self.events.remove(&nid);
+            }
+        }
+        let nids: Vec<i64> = found.into_iter().map(|(nid, _)| nid).collect();
         self.events(&nids).await
     }
 
@@ -322,7 +331,7 @@ impl Store {
         let loaded: Vec<EventRow> = match reader.engine() {
             Engine::Sqlite(connection) => sqlx::query_as(
                 "SELECT e.event_nid, e.event_id, e.room_nid, e.pos, e.depth, e.sender_nid, e.key_nid, e.state_before,
-                            e.room_state, e.replaces, e.redacted_by, e.device_nid, e.txn, e.flags, e.json
+                            e.room_state, e.state_after, e.replaces, e.redacted_by, e.device_nid, e.txn, e.flags, e.json
                      FROM json_each($1) AS w
                      JOIN events AS e ON e.event_nid IN (SELECT n.event_nid FROM events AS n
                          WHERE n.room_nid = w.value->>0 AND n.pos > w.value->>1 AND n.pos <= w.value->>2
@@ -335,7 +344,7 @@ impl Store {
             .await?,
             Engine::Postgres(connection) => sqlx::query_as(
                 "SELECT e.event_nid, e.event_id, e.room_nid, e.pos, e.depth, e.sender_nid, e.key_nid, e.state_before,
-                            e.room_state, e.replaces, e.redacted_by, e.device_nid, e.txn, e.flags, e.json
+                            e.room_state, e.state_after, e.replaces, e.redacted_by, e.device_nid, e.txn, e.flags, e.json
                      FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS w(room_nid, after, upto)
                      CROSS JOIN LATERAL (SELECT * FROM events AS n WHERE n.room_nid = w.room_nid AND n.pos > w.after
                                          AND n.pos <= w.upto ORDER BY n.pos DESC LIMIT $4) AS e

@@ -17,11 +17,13 @@ mod error;
 mod event;
 mod events;
 mod filters;
+mod graph;
 mod media;
 mod names;
 mod profiles;
 mod receipts;
 mod rooms;
+mod server_keys;
 mod signing_keys;
 mod sql;
 pub mod state_tree;
@@ -49,10 +51,12 @@ pub use self::{
     error::{Error, Result},
     event::{Event, EventParts, flags},
     events::{Direction, redacted_event_id},
+    graph::InboundEvent,
     media::MediaFile,
     names::{RoomName, StateKey},
     receipts::Receipt,
     rooms::{Member, PublicRoom},
+    server_keys::{KeyDocument, ServerKey},
     signing_keys::ExpiredSigningKey,
     stream::{Batch, Change, Ephemeral, Observer},
     tokens::{LogIn, Refresh, RefreshOutcome, StoredSession},
@@ -86,6 +90,7 @@ pub struct Store {
     node_nids: Numbers,
     events: Cache<i64, Arc<Event>, ByWeight>,
     nodes: Cache<i64, Arc<Node>, ByWeight>,
+    auth_edges: Cache<i64, Arc<[i64]>, ByWeight>,
     pending: Pending,
     recent: Recent,
     queue: Queue,
@@ -120,14 +125,16 @@ impl Store {
         let (heralds, heralded) = stream::heralds(&database);
         let events_share = bytes / 10 * 4;
         let nodes_share = bytes / 10 * 2;
+        let edges_share = bytes / 20;
         let store = Arc::new(Self {
             database,
-            names: Names::new(bytes / 10 * 2),
+            names: Names::new(bytes / 20 * 3),
             nids: Numbers::new("nids"),
             event_nids: Numbers::new("events"),
             node_nids: Numbers::new("state_nodes"),
             events: Cache::with_weighter((events_share / 1024) as usize, events_share, ByWeight),
             nodes: Cache::with_weighter((nodes_share / 512) as usize, nodes_share, ByWeight),
+            auth_edges: Cache::with_weighter((edges_share / 128) as usize, edges_share, ByWeight),
             pending: Pending::default(),
             recent: Recent::new(pos, bytes / 10 * 2),
             queue,
@@ -154,10 +161,11 @@ impl Store {
     }
 
     /// Bytes in the caches: events, state nodes, names, the newest events of rooms.
-    pub fn cache_weights(&self) -> [(&'static str, u64); 4] {
+    pub fn cache_weights(&self) -> [(&'static str, u64); 5] {
         [
             ("events", self.events.weight()),
             ("state_nodes", self.nodes.weight()),
+            ("auth_edges", self.auth_edges.weight()),
             ("names", self.names.weight()),
             ("recent_events", self.recent.weight()),
         ]

@@ -24,7 +24,7 @@ pub struct Member {
     pub forgotten: bool,
 }
 
-type MemberRow = (i64, i64, i64, i64, i64, bool);
+pub(crate) type MemberRow = (i64, i64, i64, i64, i64, bool);
 
 impl TryFrom<MemberRow> for Member {
     type Error = Error;

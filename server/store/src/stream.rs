@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::{
-    AccountData, Error, Event, Receipt, Result, Store,
+    AccountData, Error, Event, Member, Receipt, Result, Store,
     database::Database,
     events::{EventRow, redacted_event_id, select_events},
     sql::{row, rows},
@@ -56,6 +56,8 @@ pub enum Change {
     Receipt(Arc<Receipt>),
     /// A user's data.
     AccountData(Arc<AccountData>),
+    /// A user's place in a room, which its event or the resolution of the room's state has changed.
+    Membership(Member),
 }
 
 impl Change {
@@ -65,6 +67,7 @@ impl Change {
             Self::Event(event) => event.pos.unwrap_or_default(),
             Self::Receipt(receipt) => receipt.pos,
             Self::AccountData(data) => data.pos,
+            Self::Membership(member) => member.pos,
         }
     }
 }
@@ -338,12 +341,22 @@ impl Store {
             from,
             to
         )?;
-        let mut changes: Vec<Change> = Vec::with_capacity(events.len() + receipts.len() + data.len());
+        let members: Vec<crate::rooms::MemberRow> = rows!(
+            reader,
+            "SELECT room_nid, user_nid, membership, event_nid, pos, forgotten FROM memberships WHERE pos > $1 AND pos <= $2",
+            from,
+            to
+        )?;
+        let mut changes: Vec<Change> =
+            Vec::with_capacity(events.len() + receipts.len() + data.len() + members.len());
         for event in events {
             changes.push(Change::Event(Arc::new(event.try_into()?)));
         }
         changes.extend(receipts.into_iter().map(|row| Change::Receipt(Arc::new(row.into()))));
         changes.extend(data.into_iter().map(|row| Change::AccountData(Arc::new(row.into()))));
+        for member in members {
+            changes.push(Change::Membership(member.try_into()?));
+        }
         changes.sort_by_key(Change::pos);
         Ok(changes)
     }

@@ -9,10 +9,9 @@ use std::{
     time::Instant,
 };
 
-use myelin_rooms::visibility::membership_in;
 use myelin_store::{Batch, Change, Event, Member, Membership, Receipt};
 use parking_lot::Mutex;
-use ruma::{OwnedUserId, UserId, push::Ruleset};
+use ruma::{OwnedUserId, push::Ruleset};
 use tokio::sync::Notify;
 
 use crate::metrics::{RECEIPT_READS, USERS, WAITERS};
@@ -93,7 +92,6 @@ struct Waiting {
 
 #[derive(Debug)]
 struct User {
-    user_id: OwnedUserId,
     loaded: bool,
     rooms: HashMap<i64, Place>,
     /// Account data after this position is known of here.
@@ -111,7 +109,6 @@ struct Inner {
     floor: i64,
     rooms: HashMap<i64, RoomNews>,
     users: HashMap<i64, User>,
-    names: HashMap<Box<str>, i64>,
     /// The users in `users` who are joined, by room.
     joined: HashMap<i64, HashSet<i64>>,
     places: usize,
@@ -155,6 +152,7 @@ impl Index {
         for change in &batch.changes {
             match change {
                 Change::Event(event) => inner.note_event(event, &mut touched),
+                Change::Membership(member) => inner.note_member(member, &mut touched),
                 Change::Receipt(receipt) => {
                     if !inner.note_receipt(receipt) {
                         continue;
@@ -213,14 +211,12 @@ impl Index {
     }
 
     /// Begins to load a user's rooms: from now on, changes are kept. Answers what [`Index::finish_load`] asks for.
-    pub(crate) fn begin_load(&self, user_nid: i64, user_id: &UserId) -> u64 {
+    pub(crate) fn begin_load(&self, user_nid: i64) -> u64 {
         let mut inner = self.0.lock();
         inner.make_room();
         inner.clock += 1;
         let (now, position) = (inner.clock, inner.position);
-        inner.names.insert(user_id.as_str().into(), user_nid);
         inner.users.entry(user_nid).or_insert_with(|| User {
-            user_id: user_id.to_owned(),
             loaded: false,
             rooms: HashMap::new(),
             data_floor: position,
@@ -379,7 +375,6 @@ impl Inner {
         self.foremost.clear();
         self.receipts_floor = position;
         self.users.clear();
-        self.names.clear();
         self.joined.clear();
         self.places = 0;
         self.epoch += 1;
@@ -423,14 +418,20 @@ impl Inner {
         touched.rooms.insert(event.room_nid);
         let news = self.rooms.entry(event.room_nid).or_default();
         news.event = pos;
-        if event.event_type() != "m.room.member" {
-            return;
+        if event.event_type() == "m.room.member" {
+            news.member = pos;
         }
-        news.member = pos;
-        let Some(user_nid) = event.state_key().and_then(|user| self.names.get(user)).copied() else { return };
-        let Some(membership) = membership_in(event) else { return };
-        touched.users.insert(user_nid);
-        self.set_place(user_nid, event.room_nid, Place { membership, event_nid: event.nid, pos });
+    }
+
+    /// Takes note of a user's place, which need not be what the last event about it says: states are resolved.
+    fn note_member(&mut self, member: &Member, touched: &mut Touched) {
+        let news = self.rooms.entry(member.room_nid).or_default();
+        news.event = news.event.max(member.pos);
+        news.member = news.member.max(member.pos);
+        if self.users.contains_key(&member.user_nid) {
+            touched.users.insert(member.user_nid);
+            self.set_place(member.user_nid, member.room_nid, Place::from(member));
+        }
     }
 
     /// Sets a user's place in a room, unless a newer one is known.
@@ -472,7 +473,6 @@ impl Inner {
         idle.truncate((self.users.len() / 10).max(1));
         for (_, user_nid) in idle {
             let Some(user) = self.users.remove(&user_nid) else { continue };
-            self.names.remove(user.user_id.as_str());
             self.places -= user.rooms.len();
             for &room_nid in user.rooms.keys() {
                 self.leave(user_nid, room_nid);

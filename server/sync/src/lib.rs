@@ -303,7 +303,7 @@ impl Sync {
         Box::pin(async {
             loop {
                 USER_LOADS.inc();
-                let epoch = self.index.begin_load(user_nid, user_id);
+                let epoch = self.index.begin_load(user_nid);
                 let members = self.store.memberships(user_nid).await?;
                 // The database may be ahead of what we were told.
                 let newest = members.iter().map(|member| member.pos).max().unwrap_or(0);
@@ -413,7 +413,7 @@ impl Observer for Follower {
                     }
                 }
                 Change::Receipt(receipt) => sync.unread.received(receipt),
-                Change::AccountData(_) => {}
+                Change::AccountData(_) | Change::Membership(_) => {}
             }
         }
         let roused = if active.is_empty() { Vec::new() } else { sync.live.note_activity(active, now_ms()) };

@@ -48,11 +48,8 @@ fn append(nid: i64, sender_nid: i64, expected_version: i64) -> Append {
             alias: None,
         }),
         events: vec![event(nid, room_nid, sender_nid)],
-        nodes: Vec::new(),
         head: Head { version: nid, last_pos: 0, depth: 1, extremities: vec![nid], state_root: 0 },
-        memberships: Vec::new(),
-        redactions: Vec::new(),
-        fate: Arc::new(Fate::default()),
+        ..Append::default()
     }
 }
 

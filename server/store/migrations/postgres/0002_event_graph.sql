@@ -1,0 +1,35 @@
+-- state_after: the snapshot after the event itself, where that is not room_state: the graph forks there.
+ALTER TABLE events ADD COLUMN state_after BIGINT;
+
+-- The auth events of every state event: a JSON list of their numbers.
+CREATE TABLE event_auth (
+    event_nid BIGINT PRIMARY KEY,
+    auth      TEXT NOT NULL
+);
+
+-- Events that others in the graph follow and that we do not have, or have as outliers: where history goes on elsewhere.
+CREATE TABLE missing_events (
+    room_nid  BIGINT NOT NULL,
+    event_id  TEXT NOT NULL,
+    event_nid BIGINT NOT NULL,
+    PRIMARY KEY (room_nid, event_id)
+);
+
+-- What is told of a room to whom it invites, or who knocks: a JSON list of stripped state events.
+CREATE TABLE stripped_state (
+    event_nid BIGINT PRIMARY KEY,
+    json      TEXT NOT NULL
+);
+
+-- Events that were acknowledged to their sender and wait for something that is missing.
+CREATE TABLE inbound_events (
+    inbound_nid BIGINT PRIMARY KEY,
+    room_id     TEXT NOT NULL,
+    event_id    TEXT NOT NULL,
+    origin      TEXT NOT NULL,
+    json        BYTEA NOT NULL,
+    received_ts BIGINT NOT NULL,
+    UNIQUE (room_id, event_id)
+);
+
+CREATE INDEX memberships_pos ON memberships (pos);
