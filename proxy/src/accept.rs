@@ -18,10 +18,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{
-    Serve, Tls, connection,
-    http::Conversation,
-};
+use crate::{Serve, Tls, connection, http::Conversation};
 
 /// Connections that the operating system keeps until they are accepted.
 const BACKLOG: u32 = 1024;

@@ -84,7 +84,10 @@ impl Certificate {
     }
 
     /// The same, of what is decoded already.
-    pub fn from_der(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, CertificateError> {
+    pub fn from_der(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, CertificateError> {
         let own = chain.first().ok_or(CertificateError::NoCertificate)?;
         let (names, valid_from, valid_until) = facts(own)?;
         let key = ring::sign::any_supported_type(&key).map_err(CertificateError::Key)?;
@@ -166,7 +169,8 @@ fn facts(certificate: &CertificateDer<'_>) -> Result<(Vec<String>, SystemTime, S
     let parse = |error: String| CertificateError::Parse(error);
     let (_, certificate) = X509Certificate::from_der(certificate).map_err(|error| parse(error.to_string()))?;
     let alternative = certificate.subject_alternative_name().map_err(|error| parse(error.to_string()))?;
-    let mut names: Vec<String> = alternative.iter().flat_map(|found| &found.value.general_names).filter_map(name).collect();
+    let mut names: Vec<String> =
+        alternative.iter().flat_map(|found| &found.value.general_names).filter_map(name).collect();
     if names.is_empty() {
         // Old private authorities know nothing else. Browsers and other servers do not take it.
         let common = certificate.subject().iter_by_oid(&OID_X509_COMMON_NAME);

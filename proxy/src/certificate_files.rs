@@ -72,7 +72,8 @@ impl CertificateFiles {
 
     fn parse(&self, (chain, key): &Contents) -> Result<Certificate, FilesError> {
         Certificate::from_pem(chain, key).map_err(|source| {
-            let of_key = matches!(source, CertificateError::NoKey | CertificateError::Key(_) | CertificateError::Mismatch);
+            let of_key =
+                matches!(source, CertificateError::NoKey | CertificateError::Key(_) | CertificateError::Mismatch);
             let path = if of_key { &self.private_key } else { &self.certificate };
             FilesError::Certificate { path: path.clone(), source }
         })

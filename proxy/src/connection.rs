@@ -11,10 +11,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{
-    Limits, Serve, Tls,
-    http::Conversation,
-};
+use crate::{Limits, Serve, Tls, http::Conversation};
 
 /// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -26,7 +23,12 @@ static ACCEPTED: LazyLock<IntCounterVec> = metrics::counter!(
 );
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve<S: Serve>(stream: TcpStream, tls: Option<Tls>, limits: Limits, conversation: Conversation<S>) {
+pub(crate) async fn serve<S: Serve>(
+    stream: TcpStream,
+    tls: Option<Tls>,
+    limits: Limits,
+    conversation: Conversation<S>,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection is gone already");
         return;

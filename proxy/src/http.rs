@@ -32,7 +32,11 @@ pub trait Serve: Clone + Send + Sync + 'static {
     type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static;
 
     /// Answers one request, which comes from `client`.
-    fn serve(&self, request: Request<Incoming>, client: SocketAddr) -> impl Future<Output = Response<Self::Body>> + Send;
+    fn serve(
+        &self,
+        request: Request<Incoming>,
+        client: SocketAddr,
+    ) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 
 /// Who is at the other end, and what may be asked of us there.

@@ -2,10 +2,10 @@
 
 mod cli;
 mod exit;
+mod front_door;
 mod gauges;
 mod health;
 mod landing;
-mod listener;
 mod parts;
 mod serve;
 mod well_known;

@@ -15,14 +15,16 @@ use myelin_process::{
     notify,
     shutdown::{Shutdown, Signal, Signals},
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use myelin_proxy::{FrontDoor, Limits, Listening};
+use tokio::net::TcpListener;
 
 use crate::{
     cli::{self, ConfigFiles},
     exit::{Exit, Failure},
+    front_door::{self, Routes},
     gauges,
     health::{self, Health},
-    landing, listener,
+    landing,
     parts::{self, Parts},
     well_known,
 };
@@ -57,15 +59,17 @@ pub(crate) async fn serve(files: ConfigFiles, mut config: Config) -> Result<(), 
     for (settings, (_, _, address)) in config.listeners.iter_mut().zip(&listeners) {
         settings.address = *address;
     }
+    let tls = front_door::tls(&config, &shutdown)?;
     let parts = Arc::new(Parts::open(&config).await?);
     parts.start(&shutdown);
     let health = Health::new(shutdown.clone(), vec![("database", parts.database_probe())]);
     let services = Services { health, parts: Arc::clone(&parts), config };
-    let room = Arc::new(Semaphore::new(connections));
-    for (listener, resources, address) in listeners {
-        tracing::info!(listener.address = %address, "listening on {address} for {}", names(&resources));
-        let router = resources_router(&services, &resources);
-        shutdown.spawn_connection(listener::accept(listener, router, Arc::clone(&room), shutdown.clone()));
+    let door = FrontDoor::new(Limits { connections, ..Limits::default() }, shutdown.clone());
+    for ((socket, resources, address), settings) in listeners.into_iter().zip(&services.config.listeners) {
+        let how = if settings.tls { "TLS" } else { "plain HTTP" };
+        tracing::info!(listener.address = %address, "listening on {address} ({how}) for {}", names(&resources));
+        let tls = tls.clone().filter(|_| settings.tls);
+        door.open(Listening { socket, tls }, Routes(resources_router(&services, &resources)));
     }
     notify::watchdog(&shutdown);
     notify::ready();
@@ -122,7 +126,7 @@ fn connections_max() -> usize {
         }
     };
     let connections = files.saturating_sub(RESERVED_FILES).max(CONNECTIONS_MIN);
-    usize::try_from(connections).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)
+    usize::try_from(connections).unwrap_or(usize::MAX)
 }
 
 /// Makes the data folder, for the eyes of the server's own user.
@@ -139,7 +143,7 @@ fn make_data_dir(config: &Config) -> Result<(), Failure> {
 fn bind_all(listeners: &[Listener]) -> Result<Vec<(TcpListener, Vec<Resource>, SocketAddr)>, Failure> {
     let mut bound = Vec::with_capacity(listeners.len());
     for settings in listeners {
-        let listener = listener::bind(settings.address).map_err(|error| not_bound(settings.address, error))?;
+        let listener = myelin_proxy::bind(settings.address).map_err(|error| not_bound(settings.address, error))?;
         let address = listener.local_addr().map_err(|error| not_bound(settings.address, error))?;
         bound.push((listener, settings.resources.clone(), address));
     }

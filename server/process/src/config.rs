@@ -107,8 +107,12 @@ impl Config {
             return url.clone();
         }
         let own = if self.server_name == "localhost" {
-            let port = self.listener_for(Resource::Client).map_or(8008, |address| address.port());
-            format!("http://localhost:{port}/")
+            let listener = self.listeners.iter().find(|listener| listener.resources.contains(&Resource::Client));
+            let (scheme, port) = match listener {
+                Some(listener) => (if listener.tls { "https" } else { "http" }, listener.address.port()),
+                None => ("http", 8008),
+            };
+            format!("{scheme}://localhost:{port}/")
         } else {
             format!("https://{}/", self.server_name)
         };

@@ -18,6 +18,7 @@ mod power;
 pub mod present;
 mod redact;
 pub mod remote;
+mod resolve;
 mod see_through;
 mod send;
 mod upgrade;

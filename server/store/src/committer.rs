@@ -205,6 +205,8 @@ pub struct Append {
     pub gaps: Vec<(OwnedEventId, i64)>,
     /// Events that were missing, and no longer are.
     pub filled: Vec<OwnedEventId>,
+    /// Redactions of events that are not here, with the redaction's number.
+    pub waiting_redactions: Vec<(OwnedEventId, i64)>,
     /// Stripped state that came with an event.
     pub stripped_state: Option<(i64, Box<str>)>,
     /// New nodes of the state snapshots.

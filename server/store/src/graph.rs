@@ -5,9 +5,10 @@ use std::{collections::HashMap, sync::Arc};
 use ruma::{EventId, OwnedEventId};
 
 use crate::{
-    Error, Result, Store,
+    Error, Event, Result, Store,
     names::Weight,
     sql::{Ids, Texts, execute, listed, rows},
+    state_tree::{self, Change as StateChange},
 };
 
 /// An event that was acknowledged to its sender and waits for something that is missing.
@@ -29,7 +30,64 @@ impl Weight for Arc<[i64]> {
     }
 }
 
+/// Events that are drafted and in no other place yet, for whoever resolves states with them. Dropping it forgets them.
+#[derive(Debug)]
+pub struct PendingEvents<'s> {
+    store: &'s Store,
+    nids: Vec<i64>,
+}
+
+impl Drop for PendingEvents<'_> {
+    fn drop(&mut self) {
+        let mut pending = self.store.pending_events.write();
+        for nid in &self.nids {
+            pending.remove(nid);
+        }
+    }
+}
+
 impl Store {
+    /// Lets drafted events be read by their numbers, with their auth edges, while the guard lives.
+    pub fn pend_events(&self, events: Vec<(Arc<Event>, Arc<[i64]>)>) -> PendingEvents<'_> {
+        let nids = events.iter().map(|(event, _)| event.nid).collect();
+        self.pending_events.write().extend(events.into_iter().map(|(event, auth)| (event.nid, (event, auth))));
+        PendingEvents { store: self, nids }
+    }
+
+    pub(crate) fn pending_event(&self, nid: i64) -> Option<Arc<Event>> {
+        self.pending_events.read().get(&nid).map(|(event, _)| event.clone())
+    }
+
+    /// What differs between two snapshots.
+    pub async fn state_diff(&self, old: i64, new: i64) -> Result<Vec<StateChange>> {
+        Ok(state_tree::diff(self, old, new).await?)
+    }
+
+    /// The keys of a snapshot with their events' numbers.
+    pub async fn state_entries(&self, root: i64) -> Result<Vec<(i64, i64)>> {
+        Ok(state_tree::entries(self, &[root]).await?.pop().unwrap_or_default())
+    }
+
+    /// The redactions that wait for some events, as (event, redaction's number).
+    pub async fn waiting_redactions(&self, event_ids: &[&EventId]) -> Result<Vec<(OwnedEventId, i64)>> {
+        if event_ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let event_ids: Vec<&str> = event_ids.iter().map(|event_id| event_id.as_str()).collect();
+        let mut reader = self.database.reader().await?;
+        let found: Vec<(String, i64)> = rows!(
+            reader,
+            listed!("SELECT target_id, event_nid FROM waiting_redactions WHERE target_id ", "$1", ""),
+            Texts(&event_ids)
+        )?;
+        found
+            .into_iter()
+            .map(|(event_id, nid)| {
+                Ok((EventId::parse(event_id).map_err(|_| Error::Corrupt { what: "event id" })?, nid))
+            })
+            .collect()
+    }
+
     pub(crate) fn remember_auth_edges(&self, event_nid: i64, auth: Arc<[i64]>) {
         self.auth_edges.insert(event_nid, auth);
     }
@@ -39,7 +97,8 @@ impl Store {
         let mut found: HashMap<i64, Arc<[i64]>> = HashMap::with_capacity(nids.len());
         let mut missing = Vec::new();
         for &nid in nids {
-            match self.auth_edges.get(&nid) {
+            let pending = || self.pending_events.read().get(&nid).map(|(_, auth)| auth.clone());
+            match self.auth_edges.get(&nid).or_else(pending) {
                 Some(auth) => drop(found.insert(nid, auth)),
                 None => missing.push(nid),
             }

@@ -12,17 +12,20 @@ mod account_data;
 mod accounts;
 mod committer;
 mod database;
+mod destinations;
 mod devices;
 mod error;
 mod event;
 mod events;
 mod filters;
 mod graph;
+mod leases;
 mod media;
 mod names;
 mod profiles;
 mod receipts;
 mod rooms;
+mod served;
 mod server_keys;
 mod signing_keys;
 mod sql;
@@ -34,7 +37,8 @@ mod tokens;
 mod uia;
 mod unread;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
 use quick_cache::sync::Cache;
@@ -47,11 +51,13 @@ pub use self::{
         Append, Committed, Fate, Head, Membership, MembershipChange, NewRoom, Operation, Place, Redaction, Waiting,
     },
     database::{Database, DatabaseOptions},
+    destinations::{FEDERATION_SENDER, Gap, RoomServers, StoredDestination},
     devices::{Device, Sighting},
     error::{Error, Result},
     event::{Event, EventParts, flags},
     events::{Direction, redacted_event_id},
-    graph::InboundEvent,
+    graph::{InboundEvent, PendingEvents},
+    leases::{Candidate, Lease},
     media::MediaFile,
     names::{RoomName, StateKey},
     receipts::Receipt,
@@ -59,6 +65,7 @@ pub use self::{
     server_keys::{KeyDocument, ServerKey},
     signing_keys::ExpiredSigningKey,
     stream::{Batch, Change, Ephemeral, Observer},
+    state_tree::Change as StateChange,
     tokens::{LogIn, Refresh, RefreshOutcome, StoredSession},
     unread::UnreadCheckpoint,
 };
@@ -92,6 +99,7 @@ pub struct Store {
     nodes: Cache<i64, Arc<Node>, ByWeight>,
     auth_edges: Cache<i64, Arc<[i64]>, ByWeight>,
     pending: Pending,
+    pending_events: RwLock<HashMap<i64, (Arc<Event>, Arc<[i64]>)>>,
     recent: Recent,
     queue: Queue,
     tail: Mutex<Tail>,
@@ -136,6 +144,7 @@ impl Store {
             nodes: Cache::with_weighter((nodes_share / 512) as usize, nodes_share, ByWeight),
             auth_edges: Cache::with_weighter((edges_share / 128) as usize, edges_share, ByWeight),
             pending: Pending::default(),
+            pending_events: RwLock::default(),
             recent: Recent::new(pos, bytes / 10 * 2),
             queue,
             tail: Mutex::new(Tail { pos }),

@@ -8,8 +8,8 @@ use tokio::sync::Mutex;
 
 use crate::{
     Error, Result, Store,
-    database::{Database, Engine},
-    sql::{Ids, execute, json_rows, listed, optional, row, rows},
+    database::{Database, Engine, Transaction},
+    sql::{Ids, Texts, execute, json_rows, listed, optional, row, rows},
 };
 
 /// How many numbers a process takes from the database at once.
@@ -168,6 +168,54 @@ impl Names {
 /// The longest name, in bytes: "MUST NOT exceed 255 bytes", of every identifier, event type and state key.
 const NAME_BYTES_MAX: usize = 255;
 
+/// Gives numbers to keys; answers those that they have, which may be older ones.
+async fn intern_keys(
+    transaction: &mut Transaction,
+    wanted: &[(i64, &StateKey)],
+) -> Result<HashMap<(Box<str>, Box<str>), i64>> {
+    let mut given = HashMap::with_capacity(wanted.len());
+    match transaction.engine() {
+        Engine::Sqlite(connection) => {
+            for (nid, key) in wanted {
+                let (nid,): (i64,) = sqlx::query_as(
+                    "INSERT INTO state_keys (key_nid, event_type, state_key) VALUES ($1, $2, $3)
+                     ON CONFLICT (event_type, state_key) DO UPDATE SET key_nid = state_keys.key_nid RETURNING key_nid",
+                )
+                .bind(nid)
+                .bind(&*key.event_type)
+                .bind(&*key.state_key)
+                .fetch_one(&mut *connection)
+                .await?;
+                given.insert((key.event_type.clone(), key.state_key.clone()), nid);
+            }
+        }
+        Engine::Postgres(connection) => {
+            let nids: Vec<i64> = wanted.iter().map(|(nid, _)| *nid).collect();
+            let types: Vec<&str> = wanted.iter().map(|(_, key)| &*key.event_type).collect();
+            let state_keys: Vec<&str> = wanted.iter().map(|(_, key)| &*key.state_key).collect();
+            sqlx::query(
+                "INSERT INTO state_keys (key_nid, event_type, state_key)
+                 SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[]) ON CONFLICT (event_type, state_key) DO NOTHING",
+            )
+            .bind(nids)
+            .bind(&types)
+            .bind(&state_keys)
+            .execute(&mut *connection)
+            .await?;
+            let found: Vec<(String, String, i64)> = sqlx::query_as(
+                "SELECT k.event_type, k.state_key, k.key_nid FROM unnest($1::text[], $2::text[]) AS w(event_type, state_key)
+                 JOIN state_keys AS k USING (event_type, state_key)",
+            )
+            .bind(&types)
+            .bind(&state_keys)
+            .fetch_all(&mut *connection)
+            .await?;
+            given.extend(found.into_iter().map(|(event_type, key, nid)| ((event_type.into(), key.into()), nid)));
+        }
+    }
+    Ok(given)
+}
+
 /// Whether a name can be kept.
 pub(crate) fn is_storable(name: &str) -> bool {
     name.len() <= NAME_BYTES_MAX && !name.contains('\0')
@@ -194,6 +242,59 @@ impl Store {
         transaction.commit().await?;
         self.names.users.insert(user_id.to_owned(), nid);
         Ok(nid)
+    }
+
+    /// The numbers of some users, given now where there are none yet, in the order asked. Users whose names cannot be
+    /// kept are an error.
+    pub async fn user_nids(&self, user_ids: &[&UserId]) -> Result<Vec<i64>> {
+        let mut found: HashMap<&UserId, i64> =
+            user_ids.iter().filter_map(|user_id| Some((*user_id, self.names.users.get(*user_id)?))).collect();
+        let mut missing: Vec<&str> =
+            user_ids.iter().filter(|user_id| !found.contains_key(**user_id)).map(|user_id| user_id.as_str()).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        if !missing.is_empty() {
+            if !missing.iter().all(|user_id| is_storable(user_id)) {
+                return Err(Error::InvalidName);
+            }
+            let fresh = self.take_nids(missing.len() as i64).await?;
+            let mut transaction = self.database.begin().await?;
+            match transaction.engine() {
+                Engine::Sqlite(connection) => {
+                    for (nid, user_id) in fresh.zip(&missing) {
+                        sqlx::query("INSERT INTO users (user_nid, user_id) VALUES ($1, $2) ON CONFLICT (user_id) DO NOTHING")
+                            .bind(nid)
+                            .bind(*user_id)
+                            .execute(&mut *connection)
+                            .await?;
+                    }
+                }
+                Engine::Postgres(connection) => {
+                    sqlx::query(
+                        "INSERT INTO users (user_nid, user_id) SELECT * FROM unnest($1::bigint[], $2::text[])
+                         ON CONFLICT (user_id) DO NOTHING",
+                    )
+                    .bind(fresh.collect::<Vec<_>>())
+                    .bind(&missing)
+                    .execute(&mut *connection)
+                    .await?;
+                }
+            }
+            let loaded: Vec<(i64, String)> = rows!(
+                transaction,
+                listed!("SELECT user_nid, user_id FROM users WHERE user_id ", "$1", ""),
+                Texts(&missing)
+            )?;
+            transaction.commit().await?;
+            let loaded: HashMap<String, i64> = loaded.into_iter().map(|(nid, user_id)| (user_id, nid)).collect();
+            for user_id in user_ids {
+                if let Some(nid) = loaded.get(user_id.as_str()) {
+                    self.names.users.insert((*user_id).to_owned(), *nid);
+                    found.insert(user_id, *nid);
+                }
+            }
+        }
+        user_ids.iter().map(|user_id| found.get(user_id).copied().ok_or(Error::Missing { what: "user" })).collect()
     }
 
     /// The number of a user, if one was ever given.
@@ -247,23 +348,11 @@ impl Store {
             }
             let fresh = self.take_nids(missing.len() as i64).await?;
             let mut transaction = self.database.begin().await?;
-            for (&place, nid) in missing.iter().zip(fresh) {
+            let wanted: Vec<(i64, &StateKey)> = fresh.zip(missing.iter().map(|&place| &keys[place])).collect();
+            let given = intern_keys(&mut transaction, &wanted).await?;
+            for &place in &missing {
                 let key = &keys[place];
-                execute!(
-                    transaction,
-                    "INSERT INTO state_keys (key_nid, event_type, state_key) VALUES ($1, $2, $3)
-                     ON CONFLICT (event_type, state_key) DO NOTHING",
-                    nid,
-                    &*key.event_type,
-                    &*key.state_key
-                )?;
-                let (nid,): (i64,) = row!(
-                    transaction,
-                    "SELECT key_nid FROM state_keys WHERE event_type = $1 AND state_key = $2",
-                    &*key.event_type,
-                    &*key.state_key
-                )?;
-                nids[place] = Some(nid);
+                nids[place] = given.get(&(key.event_type.clone(), key.state_key.clone())).copied();
             }
             transaction.commit().await?;
             for place in missing {

@@ -139,7 +139,7 @@ impl Sync {
                 return Ok(View { receipts: news.receipts, account_data: news.account_data, ..whole });
             }
             // Forgotten in between.
-            self.load(request.user_nid, &request.user_id).await?;
+            self.load(request.user_nid).await?;
         }
     }
 

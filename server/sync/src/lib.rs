@@ -205,7 +205,7 @@ impl Sync {
     ///
     /// [`Error::Store`] and [`Error::Rooms`] when the database does not answer.
     pub async fn sync(self: &Arc<Self>, request: Request) -> Result<Bytes> {
-        self.load(request.user_nid, &request.user_id).await?;
+        self.load(request.user_nid).await?;
         Box::pin(self.seen_syncing(&request)).await?;
         let since = match self.known_since(request.since).await? {
             Some(since) if !request.full_state => since,
@@ -239,7 +239,7 @@ impl Sync {
         loop {
             let mut woken = std::pin::pin!(poll.notify.notified());
             woken.as_mut().enable();
-            self.load(request.user_nid, &request.user_id).await?;
+            self.load(request.user_nid).await?;
             if let Some(look) = self.look(request, &mut since) {
                 let started = self.index.take_woken(request.user_nid);
                 let answer = self.answer(request, Some(since), Some(look)).await?;
@@ -296,7 +296,7 @@ impl Sync {
     }
 
     /// Makes sure that a user's rooms are known.
-    async fn load(&self, user_nid: i64, user_id: &UserId) -> Result<()> {
+    async fn load(&self, user_nid: i64) -> Result<()> {
         if self.index.is_loaded(user_nid) {
             return Ok(());
         }

@@ -5,7 +5,7 @@ use myelin_process::config::{Config, Problem, Severity};
 use ruma::OwnedServerName;
 
 use super::{ConfigFiles, print};
-use crate::exit::Failure;
+use crate::{exit::Failure, front_door};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
@@ -35,10 +35,14 @@ impl ConfigCommand {
 
 /// What the server cannot start with.
 pub(super) fn errors(config: &Config) -> impl Iterator<Item = Problem> {
-    config.check().into_iter().filter(|problem| problem.severity == Severity::Error)
+    problems(config).filter(|problem| problem.severity == Severity::Error)
 }
 
 /// What the operator should know, and the server can start with.
 pub(crate) fn warnings(config: &Config) -> impl Iterator<Item = Problem> {
-    config.check().into_iter().filter(|problem| problem.severity == Severity::Warning)
+    problems(config).filter(|problem| problem.severity == Severity::Warning)
+}
+
+fn problems(config: &Config) -> impl Iterator<Item = Problem> {
+    config.check().into_iter().chain(front_door::problems(config))
 }

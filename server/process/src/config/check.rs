@@ -44,7 +44,7 @@ impl Problem {
         Self { severity: Severity::Error, key: key.to_owned(), source: None, message: message.into() }
     }
 
-    fn warning(key: &str, message: impl Into<String>) -> Self {
+    pub(super) fn warning(key: &str, message: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, ..Self::error(key, message) }
     }
 }
@@ -148,12 +148,9 @@ impl Config {
                 let message = "`federation` comes with a later release and answers nothing yet";
                 found.push(Problem::warning(&key("resources"), message));
             }
-            if listener.tls {
-                found.push(Problem::error(
-                    &key("tls"),
-                    "TLS comes with a later release: set it to false, and put a proxy that ends TLS in front",
-                ));
-            }
+        }
+        if self.listeners.iter().any(|listener| listener.tls) {
+            self.tls.check(found);
         }
     }
 
@@ -267,7 +264,7 @@ fn check_database_url(url: &str) -> Result<(), String> {
     }
 }
 
-fn check_readable(found: &mut Vec<Problem>, key: &str, path: &PathBuf) {
+pub(super) fn check_readable(found: &mut Vec<Problem>, key: &str, path: &PathBuf) {
     if let Err(error) = fs::File::open(path) {
         found.push(Problem::error(key, format!("{} cannot be read: {error}", path.display())));
     }
@@ -371,7 +368,7 @@ mod tests {
         assert_eq!(with(vec![listener("127.0.0.1:80", &[])]), ["listeners[0].resources"]);
         assert_eq!(with(vec![listener("127.0.0.1:80", &[Client, Client])]), ["listeners[0].resources"]);
         let tls = Listener { tls: true, ..listener("127.0.0.1:80", &[Client]) };
-        assert_eq!(with(vec![tls]), ["listeners[0].tls"]);
+        assert_eq!(with(vec![tls]), ["tls.certificate", "tls.private_key"]);
         let federation = |config: &mut Config| config.listeners[0].resources.push(Federation);
         assert_eq!(found(federation, Severity::Warning), ["listeners[0].resources"]);
     }

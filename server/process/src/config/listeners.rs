@@ -16,7 +16,7 @@ section! {
         pub address: SocketAddr = (Ipv4Addr::LOCALHOST, 8008).into(),
         /// What is answered here: `client`, `federation`, `well_known`, `admin`, `health`, `metrics`.
         pub resources: Vec<Resource> = vec![Resource::Client, Resource::WellKnown, Resource::Health],
-        /// Speak TLS here. Not in this release: put a proxy that ends TLS in front.
+        /// Speak TLS here, with the certificate of the section `[tls]`.
         pub tls: bool = false,
     }
 }

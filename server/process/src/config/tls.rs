@@ -4,16 +4,18 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::section::section;
+use super::{Problem, check::check_readable, section::section};
 
 section! {
-    /// Certificates for listeners with `tls = true`. Not in this release.
+    /// The certificate of listeners with `tls = true`.
     pub struct Tls {
-        /// Where the certificate comes from: `acme`, `files` or `self_signed`.
+        /// Where the certificate comes from: `files`, or `self_signed` (made at each start, for trying it out: nobody
+        /// trusts it). `acme` comes with a later release.
         pub mode: TlsMode = TlsMode::Files,
-        /// The certificate and its chain, in PEM.
+        /// The certificate and its chain, in PEM. The file is watched: a new certificate is taken over without a
+        /// restart.
         pub certificate: Option<PathBuf> = None => "\"/etc/myelin/tls/fullchain.pem\"",
-        /// The certificate's private key, in PEM.
+        /// The certificate's private key, in PEM, not encrypted.
         pub private_key: Option<PathBuf> = None => "\"/etc/myelin/tls/key.pem\"",
     }
 }
@@ -28,4 +30,25 @@ pub enum TlsMode {
     Files,
     /// Made at start, for tests.
     SelfSigned,
+}
+
+impl Tls {
+    /// What is wrong, as far as it can be seen without reading certificates.
+    pub(super) fn check(&self, found: &mut Vec<Problem>) {
+        match self.mode {
+            TlsMode::Files => {
+                for (key, path) in [("tls.certificate", &self.certificate), ("tls.private_key", &self.private_key)] {
+                    match path {
+                        Some(path) => check_readable(found, key, path),
+                        None => found.push(Problem::error(key, "it is missing, and tls.mode is \"files\"")),
+                    }
+                }
+            }
+            TlsMode::SelfSigned => {}
+            TlsMode::Acme => found.push(Problem::error(
+                "tls.mode",
+                "ACME comes with a later release: use \"files\", which are watched for what renews them",
+            )),
+        }
+    }
 }

@@ -32,4 +32,11 @@ CREATE TABLE inbound_events (
     UNIQUE (room_id, event_id)
 );
 
+-- Redactions of events that are not here yet.
+CREATE TABLE waiting_redactions (
+    target_id TEXT NOT NULL,
+    event_nid BIGINT NOT NULL,
+    PRIMARY KEY (target_id, event_nid)
+);
+
 CREATE INDEX memberships_pos ON memberships (pos);

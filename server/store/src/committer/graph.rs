@@ -45,6 +45,14 @@ pub(super) async fn write(transaction: &mut Transaction, appends: &[&Append]) ->
                 Texts(&event_ids)
             )?;
         }
+        for (target_id, event_nid) in &append.waiting_redactions {
+            execute!(
+                transaction,
+                "INSERT INTO waiting_redactions (target_id, event_nid) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+                target_id.as_str(),
+                *event_nid
+            )?;
+        }
         if let Some((event_nid, json)) = &append.stripped_state {
             execute!(
                 transaction,

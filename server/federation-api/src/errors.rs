@@ -1,0 +1,76 @@
+//! From causes to what another server is told: the one place where an error of a capability becomes a status and an
+//! errcode.
+
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use myelin_http::ApiError;
+use ruma::api::error::ErrorCode;
+
+/// The result of a handler.
+pub(crate) type Result<T, E = Refusal> = std::result::Result<T, E>;
+
+/// Why a handler answers with an error. Errors of the capabilities become one by `?`.
+#[derive(Debug)]
+pub(crate) struct Refusal(pub(crate) ApiError);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        self.0.into_response()
+    }
+}
+
+impl From<ApiError> for Refusal {
+    fn from(error: ApiError) -> Self {
+        Self(error)
+    }
+}
+
+impl From<myelin_store::Error> for Refusal {
+    fn from(error: myelin_store::Error) -> Self {
+        Self(of_store(error))
+    }
+}
+
+impl From<myelin_rooms::Error> for Refusal {
+    fn from(error: myelin_rooms::Error) -> Self {
+        Self(of_rooms(error))
+    }
+}
+
+impl From<myelin_accounts::Error> for Refusal {
+    fn from(error: myelin_accounts::Error) -> Self {
+        Self(match error {
+            myelin_accounts::Error::Store(error) => of_store(error),
+            error => ApiError::unknown(error),
+        })
+    }
+}
+
+/// What another server is told when the store did not do what was asked.
+pub(crate) fn of_store(error: myelin_store::Error) -> ApiError {
+    if error.is_invalid_text() {
+        return ApiError::invalid_param("An identifier or a text has a NUL character, or is over its limit");
+    }
+    if error.is_unavailable() { ApiError::unavailable(error) } else { ApiError::unknown(error) }
+}
+
+/// What another server is told when a room did not do what was asked.
+pub(crate) fn of_rooms(error: myelin_rooms::Error) -> ApiError {
+    use myelin_rooms::Error;
+    let bad_request = |errcode, message| ApiError::new(StatusCode::BAD_REQUEST, errcode, message);
+    match error {
+        Error::Store(error) => of_store(error),
+        Error::Forbidden(reason) => ApiError::forbidden(reason),
+        error @ Error::GuestsRefused => ApiError::forbidden(error.to_string()),
+        Error::NotFound(reason) => ApiError::not_found(reason),
+        Error::TooLarge => ApiError::too_large("The event is larger than an event may be"),
+        Error::BadJson(reason) => ApiError::bad_json(reason),
+        Error::InvalidParam(reason) => ApiError::invalid_param(reason),
+        error @ Error::UnsupportedRoomVersion(_) => bad_request(ErrorCode::UnsupportedRoomVersion, error.to_string()),
+        Error::AliasTaken => bad_request(ErrorCode::RoomInUse, "The alias points to a room already".to_owned()),
+        Error::BadAlias(reason) => bad_request(ErrorCode::BadAlias, reason),
+        Error::InvalidRoomState(reason) => bad_request(ErrorCode::InvalidRoomState, reason),
+        error @ (Error::Corrupt(_) | Error::Sign(_)) => ApiError::unknown(error),
+        error @ Error::Busy => ApiError::unavailable(error),
+    }
+}

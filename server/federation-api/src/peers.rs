@@ -1,0 +1,136 @@
+//! What this crate asks of those who know other servers, and of those who write to rooms.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures_util::future::BoxFuture;
+use myelin_rooms::remote::WantedKeys;
+use myelin_store::Event;
+use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, RoomVersionId, ServerName, UserId};
+use serde_json::value::RawValue;
+
+/// What is known of other servers.
+pub trait Peers: Send + Sync {
+    /// Whether the configuration lets us deal with a server.
+    fn is_allowed(&self, server: &ServerName) -> bool;
+
+    /// Takes note that a server is alive: whatever waits for it may be tried at once.
+    fn heard_from(&self, server: &ServerName);
+
+    /// The key documents of other servers as they signed them, each once, as far as they could be had.
+    fn key_documents<'a>(
+        &'a self,
+        wanted: &'a BTreeMap<OwnedServerName, WantedKeys>,
+    ) -> BoxFuture<'a, Vec<Box<RawValue>>>;
+}
+
+/// A result of a room.
+pub type RoomResult<T> = myelin_rooms::Result<T>;
+
+/// What was to become of each event of a transaction: its identifier, and what went wrong.
+pub type Outcomes = Vec<(OwnedEventId, Result<(), String>)>;
+
+/// An event that another server completes and signs.
+#[derive(Debug)]
+pub struct MembershipTemplate {
+    /// The version of the room.
+    pub room_version: RoomVersionId,
+    /// The event without hashes and signatures.
+    pub event: Box<RawValue>,
+}
+
+/// A room that a user of another server has just joined.
+#[derive(Debug)]
+pub struct JoinedRoom {
+    /// The join as it is in the room now, with our signature.
+    pub event: Arc<Event>,
+    /// The state before it.
+    pub state: Vec<Arc<Event>>,
+    /// The events that allow the state and the join, and those that allow these, and so on.
+    pub auth_chain: Vec<Arc<Event>>,
+    /// Whether members are missing from the state.
+    pub members_omitted: bool,
+    /// The servers with joined users before the join, where members are missing.
+    pub servers_in_room: Option<Vec<OwnedServerName>>,
+}
+
+/// What other servers do to rooms.
+pub trait RemoteWrites: Send + Sync {
+    /// Takes the events of a transaction. Those without an identifier that could be found out are left out of the answer.
+    fn receive<'a>(&'a self, origin: &'a ServerName, pdus: Vec<Box<RawValue>>) -> BoxFuture<'a, Outcomes>;
+
+    /// Refuses a server that the room's access control list denies. A room that we do not know denies nobody.
+    fn check_acl<'a>(&'a self, origin: &'a ServerName, room_id: &'a RoomId) -> BoxFuture<'a, RoomResult<()>>;
+
+    /// A join for a user of the origin to sign.
+    fn make_join<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a RoomId,
+        user_id: &'a UserId,
+        versions: &'a [RoomVersionId],
+    ) -> BoxFuture<'a, RoomResult<MembershipTemplate>>;
+
+    /// A leave for a user of the origin to sign.
+    fn make_leave<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a RoomId,
+        user_id: &'a UserId,
+    ) -> BoxFuture<'a, RoomResult<MembershipTemplate>>;
+
+    /// A knock for a user of the origin to sign.
+    fn make_knock<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a RoomId,
+        user_id: &'a UserId,
+        versions: &'a [RoomVersionId],
+    ) -> BoxFuture<'a, RoomResult<MembershipTemplate>>;
+
+    /// Takes a signed join into the room.
+    fn send_join<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a RoomId,
+        event_id: &'a EventId,
+        pdu: Box<RawValue>,
+        omit_members: bool,
+    ) -> BoxFuture<'a, RoomResult<JoinedRoom>>;
+
+    /// Takes a signed leave into the room.
+    fn send_leave<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a RoomId,
+        event_id: &'a EventId,
+        pdu: Box<RawValue>,
+    ) -> BoxFuture<'a, RoomResult<()>>;
+
+    /// Takes a signed knock into the room, and tells what the room is.
+    fn send_knock<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a RoomId,
+        event_id: &'a EventId,
+        pdu: Box<RawValue>,
+    ) -> BoxFuture<'a, RoomResult<Vec<Box<RawValue>>>>;
+
+    /// Signs the invite of one of our users, and tells them.
+    fn invite<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a RoomId,
+        event_id: &'a EventId,
+        room_version: RoomVersionId,
+        event: Box<RawValue>,
+        room_state: Vec<Box<RawValue>>,
+    ) -> BoxFuture<'a, RoomResult<Box<RawValue>>>;
+
+    /// Turns the invite of a third-party identifier into one of the user who turned out to own it.
+    fn exchange_third_party_invite<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a RoomId,
+        event: Box<RawValue>,
+    ) -> BoxFuture<'a, RoomResult<()>>;
+}

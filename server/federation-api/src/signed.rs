@@ -1,0 +1,191 @@
+//! The extractor of every endpoint that another server signs its requests to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use axum::extract::{FromRequest, RawPathParams, Request};
+use http::{Method, StatusCode, request::Parts};
+use myelin_http::{ApiError, NamesEndpoint, RouteOptions, json_object, parse, take_path};
+use myelin_rooms::remote::{VerifyKeys, WantedKeys};
+use ruma::{
+    OwnedServerName, SigningKeyAlgorithm,
+    api::{IncomingRequest, error::ErrorCode, federation::authentication::ServerSignatures},
+    signatures::verify_canonical_json_bytes,
+};
+
+use crate::{
+    Services,
+    canonical::canonical,
+    inbound::{Admission, Held},
+    metrics::REFUSED_AUTHENTICATIONS,
+    x_matrix::{Claim, Malformed, Signature},
+};
+
+/// Bytes of a body at the most, where the route does not say: an event has at most 64 KiB, and invites bring a few.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// A request of ruma's type `R` that another server has signed.
+///
+/// In this order, so that nobody can make us work or fetch in another's name: the header is read, the destination has to
+/// be us and the origin a server that we deal with, its keys are found, the body is read under the route's limit, the
+/// signature is verified; only then the path and the body are looked at.
+#[derive(Debug)]
+pub(crate) struct Signed<R> {
+    /// The request.
+    pub(crate) body: R,
+    /// The server that sent it.
+    pub(crate) origin: OwnedServerName,
+    /// Counts the request as one of the server's.
+    pub(crate) admission: Admission,
+    // Counts the body's bytes.
+    _held: Option<Held>,
+}
+
+impl<R: IncomingRequest<Authentication = ServerSignatures>> NamesEndpoint for Signed<R> {
+    type Request = R;
+}
+
+impl<R> FromRequest<Services> for Signed<R>
+where
+    R: IncomingRequest<Authentication = ServerSignatures> + Send,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, services: &Services) -> Result<Self, ApiError> {
+        let has_body = R::METHOD != Method::GET;
+        let Received { parts, path, origin, admission, held } = receive(request, services, has_body).await?;
+        let body = parse(parts, &path, held.as_ref().map_or(&[][..], |held| &held.bytes))?;
+        Ok(Self { body, origin, admission, _held: held })
+    }
+}
+
+struct Received {
+    parts: Parts,
+    path: RawPathParams,
+    origin: OwnedServerName,
+    admission: Admission,
+    held: Option<Held>,
+}
+
+/// Everything but the parsing, which alone differs from type to type.
+async fn receive(request: Request, services: &Services, has_body: bool) -> Result<Received, ApiError> {
+    let (mut parts, body) = request.into_parts();
+    let claim = Claim::of(&parts.headers).map_err(|malformed| {
+        refused(if malformed == Malformed::Missing { "missing" } else { "malformed" }, malformed.to_string())
+    })?;
+    let admission = admit(services, &claim)?;
+    let keys = find_keys(services, &claim).await?;
+
+    let held = if has_body {
+        let options = parts.extensions.get::<RouteOptions>().copied().unwrap_or_default();
+        let bytes_max = options.body_limit().unwrap_or(BODY_BYTES_MAX);
+        let mut held = services.inbound.read(&parts.headers, body, bytes_max).await?;
+        // What an empty body is read as was not signed.
+        let is_empty = held.bytes.is_empty();
+        held.bytes = json_object(held.bytes.clone())?;
+        verify(services, &claim, &keys, &parts, if is_empty { None } else { Some(&held) })?;
+        Some(held)
+    } else {
+        verify(services, &claim, &keys, &parts, None)?;
+        None
+    };
+    services.peers.heard_from(&claim.origin);
+
+    let path = take_path(&mut parts, has_body).await?;
+    Ok(Received { parts, path, origin: claim.origin, admission, held })
+}
+
+/// Whether the claim is one that we would look into.
+fn admit(services: &Services, claim: &Claim) -> Result<Admission, ApiError> {
+    let us = services.rooms.server_name();
+    // "If this property is included, but the value does not match the receiving server's name, the receiving server must
+    // deny the request with an HTTP status code 401 Unauthorized."
+    if claim.destination.as_ref().is_some_and(|destination| destination != us) {
+        return Err(refused("destination", "the request is signed for another server"));
+    }
+    if claim.origin == *us {
+        return Err(refused("origin", "this server does not send requests to itself"));
+    }
+    if !services.peers.is_allowed(&claim.origin) {
+        REFUSED_AUTHENTICATIONS.with_label_values(&["denied"]).inc();
+        return Err(ApiError::forbidden("This server does not federate with yours"));
+    }
+    services.inbound.admit(&claim.origin)
+}
+
+/// The keys that may have signed: those that the origin uses now. Its old ones are "only valid for signing events".
+async fn find_keys(services: &Services, claim: &Claim) -> Result<Vec<(Signature, Vec<u8>)>, ApiError> {
+    let now = now_ms();
+    let key_ids: BTreeSet<String> = claim.signatures.iter().map(|signature| signature.key_id.clone()).collect();
+    let wanted = BTreeMap::from([(claim.origin.clone(), WantedKeys { key_ids, valid_at_ts: now })]);
+    let VerifyKeys(mut found) = services.remote.verify_keys(&wanted).await;
+    let known = found.remove(&claim.origin).unwrap_or_default();
+    let mut is_expired = false;
+    let mut keys = Vec::new();
+    for signature in &claim.signatures {
+        match known.get(&signature.key_id) {
+            Some(key) if key.valid_until_ts >= now => {
+                let signature = Signature { key_id: signature.key_id.clone(), bytes: signature.bytes.clone() };
+                keys.push((signature, key.key.as_bytes().to_vec()));
+            }
+            Some(_) => is_expired = true,
+            None => {}
+        }
+    }
+    if keys.is_empty() && is_expired {
+        return Err(refused("expired_key", "the key that signed is not in use any more"));
+    }
+    if keys.is_empty() {
+        return Err(refused("unknown_key", "the key that signed could not be found"));
+    }
+    Ok(keys)
+}
+
+/// "The request method, target and body are signed by wrapping them in a JSON object".
+fn verify(
+    services: &Services,
+    claim: &Claim,
+    keys: &[(Signature, Vec<u8>)],
+    parts: &Parts,
+    body: Option<&Held>,
+) -> Result<(), ApiError> {
+    let us = services.rooms.server_name();
+    let signed = signed_json(parts, body, claim, us.as_str())
+        .ok_or_else(|| refused("malformed", "the body is not JSON that can be signed"))?;
+    let is_good = keys.iter().any(|(signature, key)| {
+        verify_canonical_json_bytes(&SigningKeyAlgorithm::Ed25519, key, &signature.bytes, &signed).is_ok()
+    });
+    if is_good { Ok(()) } else { Err(refused("signature", "the signature is not one of this request")) }
+}
+
+/// The object in canonical JSON, whose keys are in this order.
+fn signed_json(parts: &Parts, body: Option<&Held>, claim: &Claim, destination: &str) -> Option<Vec<u8>> {
+    let mut json = Vec::with_capacity(body.map_or(0, |body| body.bytes.len()) + 512);
+    let mut field = |name: &str, value: &str, json: &mut Vec<u8>| {
+        json.extend_from_slice(if json.is_empty() { b"{" } else { b"," });
+        json.extend_from_slice(serde_json::json!(name).to_string().as_bytes());
+        json.push(b':');
+        json.extend_from_slice(serde_json::json!(value).to_string().as_bytes());
+    };
+    if let Some(body) = body {
+        json.extend_from_slice(b"{\"content\":");
+        canonical(std::str::from_utf8(&body.bytes).ok()?, &mut json).ok()?;
+    }
+    field("destination", destination, &mut json);
+    field("method", parts.method.as_str(), &mut json);
+    field("origin", claim.origin.as_str(), &mut json);
+    field("uri", parts.uri.path_and_query()?.as_str(), &mut json);
+    json.push(b'}');
+    Some(json)
+}
+
+fn refused(reason: &str, message: impl Into<String>) -> ApiError {
+    REFUSED_AUTHENTICATIONS.with_label_values(&[reason]).inc();
+    ApiError::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message.into())
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
+}

@@ -1,0 +1,115 @@
+//! The front door, as the configuration wants it.
+
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+
+use axum::{Router, body::Body, extract::ConnectInfo};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use myelin_process::{
+    config::{Config, Problem, Severity, TlsMode},
+    shutdown::Shutdown,
+};
+use myelin_proxy::{
+    Certificate, Certificates, Serve, Tls,
+    certificate_files::{self, CertificateFiles, FilesError},
+};
+use tower::Service as _;
+
+use crate::exit::{Exit, Failure};
+
+/// A certificate that ends sooner than this is worth a warning at start.
+const DAYS_LEFT_MIN: u64 = 14;
+
+/// A router behind the front door.
+#[derive(Clone)]
+pub(crate) struct Routes(pub(crate) Router);
+
+impl Serve for Routes {
+    type Body = Body;
+
+    async fn serve(&self, mut request: Request<Incoming>, client: SocketAddr) -> Response<Body> {
+        request.extensions_mut().insert(ConnectInfo(client));
+        match self.0.clone().call(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+}
+
+/// What encrypts the listeners that want it; none if there is none such. Certificates in files are watched from now on.
+pub(crate) fn tls(config: &Config, shutdown: &Shutdown) -> Result<Option<Tls>, Failure> {
+    if !config.listeners.iter().any(|listener| listener.tls) {
+        return Ok(None);
+    }
+    let refuse = |error: anyhow::Error| Failure::new(Exit::Config, error);
+    let files = files(config);
+    let first = match &files {
+        Some(files) => files.load().map_err(|error| refuse(error.into()))?,
+        None => Certificate::self_signed(&own_names(config)).map_err(|error| refuse(error.into()))?,
+    };
+    tracing::info!(tls.names = ?first.names(), "the certificate is for {}", first.names().join(", "));
+    let certificates = Certificates::new(first);
+    if let Some(files) = files {
+        shutdown.spawn(certificate_files::watch(files, Arc::clone(&certificates), shutdown.clone()));
+    }
+    Tls::new(certificates).map(Some).map_err(|error| Failure::new(Exit::Software, error))
+}
+
+/// What is wrong with the certificate that the configuration names.
+pub(crate) fn problems(config: &Config) -> Vec<Problem> {
+    if !config.listeners.iter().any(|listener| listener.tls) {
+        return Vec::new();
+    }
+    let Some(files) = files(config) else { return Vec::new() };
+    match files.load() {
+        Ok(certificate) => certificate_problems(config, &certificate),
+        // That a file cannot be read is found by the configuration itself.
+        Err(FilesError::Read { .. }) => Vec::new(),
+        Err(error @ FilesError::Certificate { .. }) => {
+            let FilesError::Certificate { path, .. } = &error else { return Vec::new() };
+            let key = if *path == files.private_key { "tls.private_key" } else { "tls.certificate" };
+            vec![problem(Severity::Error, key, error.to_string())]
+        }
+    }
+}
+
+fn certificate_problems(config: &Config, certificate: &Certificate) -> Vec<Problem> {
+    let mut found = Vec::new();
+    let now = SystemTime::now();
+    let mut warn = |message: String| found.push(problem(Severity::Warning, "tls.certificate", message));
+    match certificate.remaining(now).map(|left| left.as_secs() / 86400) {
+        None => warn("it is expired: clients and other servers refuse it".to_owned()),
+        Some(days) if days < DAYS_LEFT_MIN => warn(format!("it expires in {days} days")),
+        Some(_) => {}
+    }
+    if certificate.valid_from() > now {
+        warn("it is not valid yet, or the clock of this machine is wrong".to_owned());
+    }
+    let missing: Vec<_> = own_names(config).into_iter().filter(|name| !certificate.is_for(name)).collect();
+    if missing.len() == own_names(config).len() {
+        warn(format!("it is for {}, and not for {}", certificate.names().join(", "), missing.join(" or ")));
+    }
+    found
+}
+
+fn problem(severity: Severity, key: &str, message: String) -> Problem {
+    Problem { severity, key: key.to_owned(), source: None, message }
+}
+
+/// The certificate files of the configuration.
+fn files(config: &Config) -> Option<CertificateFiles> {
+    if config.tls.mode != TlsMode::Files {
+        return None;
+    }
+    let (certificate, private_key) = (config.tls.certificate.clone()?, config.tls.private_key.clone()?);
+    Some(CertificateFiles { certificate, private_key })
+}
+
+/// The names under which this server is reached: its own, and that of its base URL.
+fn own_names(config: &Config) -> Vec<String> {
+    let host = config.server_name.host().trim_matches(['[', ']']).to_owned();
+    let base = config.client_baseurl().host_str().map(|host| host.trim_matches(['[', ']']).to_owned());
+    let mut names = vec![host];
+    names.extend(base.filter(|base| !names.contains(base)));
+    names
+}
