@@ -1,37 +1,48 @@
 //! Listening: addresses are taken, connections accepted and bounded, and drained at the end.
 
 use std::{
+    fs::File,
     io,
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, LazyLock},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use myelin_process::{
-    metrics::{self, IntGauge},
-    shutdown::Shutdown,
-};
+use listenfd::ListenFd;
+use myelin_process::{config::Network, shutdown::Shutdown};
+use rustix::io::Errno;
 use tokio::{
-    net::{TcpListener, TcpSocket},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::sleep,
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
 };
 
-use crate::{Serve, Tls, connection, http::Conversation};
+use crate::{
+    Manners, Serve, Tls,
+    admission::{Admission, REFUSED},
+    connection,
+    refusal::Refusal,
+};
 
 /// Connections that the operating system keeps until they are accepted.
 const BACKLOG: u32 = 1024;
-/// Pause after a failure to accept that the next attempt would only repeat, such as too many open files.
+/// Pause after a failure to accept that the next attempt would only repeat.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-static OPEN: LazyLock<IntGauge> = metrics::gauge!("myelin_connections", "Connections that are open.");
+/// Connections at once that are told why they are refused; further ones are closed without a word.
+const REFUSALS: usize = 64;
+/// How often the log is told of the same trouble.
+const TELL_PERIOD: Duration = Duration::from_secs(60);
 
 /// The bounds on connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections of all listeners together.
     pub connections: usize,
+    /// Connections of one address.
+    pub connections_per_address: usize,
+    /// Connections that have not asked for anything yet.
+    pub newcomers: usize,
     /// How long a new connection may take to show which protocol it speaks.
     pub first_bytes_time: Duration,
     /// How long a handshake of TLS may take.
@@ -46,6 +57,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 1024,
+            connections_per_address: 1024,
+            newcomers: 512,
             first_bytes_time: Duration::from_secs(30),
             handshake_time: Duration::from_secs(10),
             // Longer than proxies keep a connection that they might use again (a minute, mostly), so that they never
@@ -53,6 +66,37 @@ impl Default for Limits {
             head_time: Duration::from_secs(120),
             http2_streams: 256,
         }
+    }
+}
+
+/// Takes addresses: those that the service manager holds for us already, and others by ourselves.
+///
+/// With systemd's socket activation, a privileged port needs no privilege, and connections wait during a restart.
+#[derive(Default)]
+pub struct Binder {
+    inherited: Vec<std::net::TcpListener>,
+}
+
+impl Binder {
+    /// Finds the sockets that the service manager handed over. Those of other kinds are left alone.
+    pub fn from_env() -> io::Result<Self> {
+        let mut handed = ListenFd::from_env();
+        let mut inherited = Vec::new();
+        for number in 0..handed.len() {
+            if let Ok(Some(socket)) = handed.take_tcp_listener(number) {
+                inherited.push(socket);
+            }
+        }
+        Ok(Self { inherited })
+    }
+
+    /// Takes the address.
+    pub fn bind(&mut self, address: SocketAddr) -> io::Result<TcpListener> {
+        let place = self.inherited.iter().position(|socket| socket.local_addr().is_ok_and(|own| own == address));
+        let Some(place) = place else { return bind(address) };
+        let socket = self.inherited.swap_remove(place);
+        socket.set_nonblocking(true)?;
+        TcpListener::from_std(socket)
     }
 }
 
@@ -68,63 +112,107 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// One address, and how to speak there.
 #[derive(Debug)]
 pub struct Listening {
-    /// The socket, see [`bind`].
+    /// The socket, see [`Binder`].
     pub socket: TcpListener,
     /// None for plain HTTP.
     pub tls: Option<Tls>,
+    /// Whether connections begin with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
+    /// How requests are received.
+    pub manners: Manners,
+}
+
+impl Listening {
+    /// Plain HTTP and nothing special.
+    pub fn new(socket: TcpListener) -> Self {
+        Self { socket, tls: None, proxy_protocol: false, manners: Manners::default() }
+    }
 }
 
 /// What all listeners of a process share.
 #[derive(Clone, Debug)]
 pub struct FrontDoor {
-    limits: Limits,
-    room: Arc<Semaphore>,
-    shutdown: Shutdown,
+    pub(crate) limits: Limits,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) shutdown: Shutdown,
+    refusals: Arc<Semaphore>,
+}
+
+/// What the connections of one listener share.
+#[derive(Clone)]
+pub(crate) struct Entrance {
+    pub(crate) door: FrontDoor,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) proxy_protocol: bool,
+    pub(crate) manners: Arc<Manners>,
 }
 
 impl FrontDoor {
-    /// Nobody is let in yet.
-    pub fn new(limits: Limits, shutdown: Shutdown) -> Self {
-        let room = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
-        Self { limits, room, shutdown }
+    /// Nobody is let in yet. The limit on connections of one address does not count for those in `exempt`.
+    pub fn new(limits: Limits, exempt: Vec<Network>, shutdown: Shutdown) -> Self {
+        let admission = Admission::new(limits.connections, limits.newcomers, limits.connections_per_address, exempt);
+        Self { limits, admission, shutdown, refusals: Arc::new(Semaphore::new(REFUSALS)) }
     }
 
     /// Accepts connections and serves them by `service` until the process drains; those under way then finish their
     /// request.
     pub fn open<S: Serve>(&self, listening: Listening, service: S) {
-        self.shutdown.spawn_connection(self.clone().accept(listening, service));
+        let Listening { socket, tls, proxy_protocol, manners } = listening;
+        let entrance = Entrance { door: self.clone(), tls, proxy_protocol, manners: Arc::new(manners) };
+        self.shutdown.spawn_connection(accept(socket, entrance, service));
     }
+}
 
-    async fn accept<S: Serve>(self, listening: Listening, service: S) {
-        let mut draining = pin!(self.shutdown.draining());
-        loop {
-            let next = async {
-                let permit = Arc::clone(&self.room).acquire_owned().await;
-                (permit, listening.socket.accept().await)
-            };
-            let (permit, accepted) = tokio::select! {
-                () = &mut draining => return,
-                next = next => next,
-            };
-            let Ok(permit) = permit else { return };
-            match accepted {
-                Ok((stream, peer)) => {
-                    let conversation = Conversation { service: service.clone(), peer, shutdown: self.shutdown.clone() };
-                    let served = connection::serve(stream, listening.tls.clone(), self.limits, conversation);
-                    let open = Open::new(permit);
-                    self.shutdown.spawn_connection(async move {
-                        let _open = open;
+async fn accept<S: Serve>(socket: TcpListener, entrance: Entrance, service: S) {
+    let shutdown = entrance.door.shutdown.clone();
+    let mut draining = pin!(shutdown.draining());
+    let mut spare = Spare::new();
+    let mut trouble = Trouble::default();
+    loop {
+        let accepted = tokio::select! {
+            () = &mut draining => return,
+            accepted = socket.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => match entrance.door.admission.enter() {
+                Some(place) => {
+                    let served = connection::serve(stream, peer, entrance.clone(), service.clone());
+                    shutdown.spawn_connection(async move {
+                        let _place = place;
                         served.await;
                     });
                 }
-                Err(error) if is_of_one_connection(&error) => tracing::debug!(%error, "a connection was gone too soon"),
-                Err(error) => {
-                    tracing::error!(%error, "cannot accept connections: {error}");
+                None => {
+                    trouble.tell("all connections are in use; more are refused");
+                    refuse(stream, &entrance);
+                }
+            },
+            Err(error) if is_of_one_connection(&error) => tracing::debug!(%error, "a connection was gone too soon"),
+            Err(error) => {
+                trouble.tell(&format!("cannot accept connections: {error}"));
+                if !(is_exhausted(&error) && spare.send_one_away(&socket).await) {
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
+}
+
+/// Tells a client that there is no room, unless too many are being told already.
+fn refuse(stream: TcpStream, entrance: &Entrance) {
+    REFUSED.with_label_values(&["full"]).inc();
+    let Ok(permit) = Arc::clone(&entrance.door.refusals).try_acquire_owned() else { return };
+    let (tls, time) = (entrance.tls.clone(), entrance.door.limits.handshake_time);
+    entrance.door.shutdown.spawn_connection(async move {
+        let _permit = permit;
+        match tls {
+            None => Refusal::Full.tell(stream).await,
+            Some(tls) => match tls.accept_for_refusal(stream, time).await {
+                Ok(stream) => Refusal::Full.tell(stream).await,
+                Err(error) => tracing::debug!(%error, "a connection was refused before it began"),
+            },
+        }
+    });
 }
 
 fn is_of_one_connection(error: &io::Error) -> bool {
@@ -134,20 +222,45 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Counts a connection while it is open.
-struct Open {
-    _permit: OwnedSemaphorePermit,
+/// Whether there is no file descriptor left, in the process or in the system.
+fn is_exhausted(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
-impl Open {
-    fn new(permit: OwnedSemaphorePermit) -> Self {
-        OPEN.inc();
-        Self { _permit: permit }
+/// A file descriptor for the time when there is no other left: connections are then closed at once with its help, and
+/// do not hang until somebody else has given one back.
+struct Spare(Option<File>);
+
+impl Spare {
+    fn new() -> Self {
+        Self(File::open("/dev/null").ok())
+    }
+
+    /// Accepts a connection and closes it.
+    async fn send_one_away(&mut self, socket: &TcpListener) -> bool {
+        if self.0.take().is_none() {
+            *self = Self::new();
+            return false;
+        }
+        // Somebody else may have taken the descriptor in between.
+        let sent = matches!(timeout(ACCEPT_PAUSE, socket.accept()).await, Ok(Ok(_)));
+        if sent {
+            REFUSED.with_label_values(&["files"]).inc();
+        }
+        *self = Self::new();
+        sent
     }
 }
 
-impl Drop for Open {
-    fn drop(&mut self) {
-        OPEN.dec();
+/// Tells the log of trouble, but not of every instance.
+#[derive(Default)]
+struct Trouble(Option<Instant>);
+
+impl Trouble {
+    fn tell(&mut self, message: &str) {
+        if self.0.is_none_or(|last| last.elapsed() >= TELL_PERIOD) {
+            tracing::error!("{message}");
+            self.0 = Some(Instant::now());
+        }
     }
 }

@@ -94,7 +94,13 @@ pub async fn watch(files: CertificateFiles, certificates: Arc<Certificates>, shu
     watch_every(WATCH_PERIOD, files, certificates, shutdown).await;
 }
 
-async fn watch_every(period: Duration, files: CertificateFiles, certificates: Arc<Certificates>, shutdown: Shutdown) {
+/// [`watch`] at another pace.
+pub async fn watch_every(
+    period: Duration,
+    files: CertificateFiles,
+    certificates: Arc<Certificates>,
+    shutdown: Shutdown,
+) {
     let mut seen: Option<Contents> = None;
     let mut told = None;
     let mut ticks = tokio::time::interval(period);

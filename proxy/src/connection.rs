@@ -3,7 +3,7 @@
 //! Most connections of a homeserver wait in a long poll, so what one costs while it waits is kept small: hyper's
 //! smallest buffers, no wrapper around the socket, no timer while a handler works.
 
-use std::{io, pin::Pin, sync::LazyLock, time::Duration};
+use std::{io, net::SocketAddr, pin::Pin, sync::LazyLock, time::Duration};
 
 use myelin_process::metrics::{self, IntCounterVec};
 use tokio::{
@@ -11,10 +11,20 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{Limits, Serve, Tls, http::Conversation};
+use crate::{
+    Serve, Tls,
+    accept::Entrance,
+    admission::{Newcomer, REFUSED},
+    http::Conversation,
+    proxy_protocol,
+    refusal::Refusal,
+    tls::Greeted,
+};
 
 /// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The first byte of a TLS connection: a record of the type `handshake` (RFC 8446, section 5.1).
+const TLS_HANDSHAKE: u8 = 22;
 
 static ACCEPTED: LazyLock<IntCounterVec> = metrics::counter!(
     "myelin_connections_total",
@@ -22,72 +32,124 @@ static ACCEPTED: LazyLock<IntCounterVec> = metrics::counter!(
     ["protocol"]
 );
 
+/// A connection that speaks. It is on the heap, so that the task holds no more than one of the protocol that it is.
+type Served = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
+
 /// Serves a connection until it ends.
-pub(crate) async fn serve<S: Serve>(
-    stream: TcpStream,
-    tls: Option<Tls>,
-    limits: Limits,
-    conversation: Conversation<S>,
-) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection is gone already");
-        return;
-    }
-    let peer = conversation.peer;
-    let shutdown = conversation.shutdown.clone();
-    let greeted = async {
-        match tls {
-            Some(tls) => greet_encrypted(stream, &tls, limits, conversation).await,
-            None => greet(stream, limits, conversation).await,
-        }
-    };
+pub(crate) async fn serve<S: Serve>(stream: TcpStream, peer: SocketAddr, entrance: Entrance, service: S) {
+    let shutdown = entrance.door.shutdown.clone();
+    let (newcomer, mut told_to_go) = entrance.door.admission.newcomer();
+    // On the heap as well: what a greeting needs is given back when it is over.
+    let mut greeting = Box::pin(greet(stream, peer, entrance, service, newcomer));
     let greeted = tokio::select! {
         () = shutdown.draining() => return,
-        greeted = greeted => greeted,
+        Ok(()) = &mut told_to_go => Err(io::Error::other("it was told to go")),
+        greeted = &mut greeting => greeted,
     };
-    let (protocol, served) = match greeted {
-        Ok((protocol, served)) => (protocol.name(), Some(served)),
+    drop(greeting);
+    let (protocol, mut served) = match greeted {
+        Ok((protocol, served)) => (protocol, served),
         Err(error) => {
             tracing::debug!(%peer, %error, "a connection never began");
-            ("none", None)
+            ACCEPTED.with_label_values(&["none"]).inc();
+            return;
         }
     };
-    ACCEPTED.with_label_values(&[protocol]).inc();
-    if let Some(served) = served
-        && let Err(error) = served.await
-    {
+    ACCEPTED.with_label_values(&[protocol.name()]).inc();
+    let ended = tokio::select! {
+        ended = &mut served => ended,
+        Ok(()) = &mut told_to_go => return,
+    };
+    if let Err(error) = ended {
         // Peers go away as they please.
         tracing::debug!(%peer, %error, "a connection ended early");
     }
 }
 
-/// A connection that speaks. It is on the heap, so that the task holds no more than one of the protocol that it is.
-type Served = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
-
+/// Finds out whose connection it is and what it speaks.
 async fn greet<S: Serve>(
-    stream: TcpStream,
-    limits: Limits,
-    conversation: Conversation<S>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    entrance: Entrance,
+    service: S,
+    newcomer: Newcomer,
 ) -> io::Result<(Protocol, Served)> {
-    let protocol = timeout(limits.first_bytes_time, protocol(&stream)).await??;
-    let served: Served = match protocol {
-        Protocol::Http1 => Box::pin(conversation.http1(stream, limits)),
-        Protocol::Http2 => Box::pin(conversation.http2(stream, limits)),
+    stream.set_nodelay(true)?;
+    let peer = sender(&mut stream, peer, &entrance).await?;
+    let Some(counted) = entrance.door.admission.of_address(peer.ip()) else {
+        REFUSED.with_label_values(&["address"]).inc();
+        if entrance.tls.is_none() {
+            Refusal::Address.tell(stream).await;
+        }
+        return Err(io::Error::other("its address has too many"));
     };
-    Ok((protocol, served))
+    let conversation = Conversation {
+        service,
+        peer,
+        manners: entrance.manners,
+        limits: entrance.door.limits,
+        newcomer,
+        shutdown: entrance.door.shutdown.clone(),
+        _counted: counted,
+    };
+    match &entrance.tls {
+        Some(tls) => greet_encrypted(stream, tls, conversation).await,
+        None => {
+            let protocol = timeout(conversation.limits.first_bytes_time, protocol(&stream)).await??;
+            Ok((protocol, conversation.in_protocol(protocol, stream)))
+        }
+    }
+}
+
+/// Who is at the other end: of a balancer that speaks the PROXY protocol, the one for whom it speaks.
+async fn sender(stream: &mut TcpStream, peer: SocketAddr, entrance: &Entrance) -> io::Result<SocketAddr> {
+    if !entrance.proxy_protocol {
+        return Ok(peer);
+    }
+    if !entrance.manners.trusted.contain(peer.ip()) {
+        REFUSED.with_label_values(&["untrusted"]).inc();
+        return Err(io::Error::other("the peer is not a trusted proxy"));
+    }
+    let header = timeout(entrance.door.limits.handshake_time, proxy_protocol::read(stream)).await?;
+    Ok(header?.unwrap_or(peer))
 }
 
 async fn greet_encrypted<S: Serve>(
     stream: TcpStream,
     tls: &Tls,
-    limits: Limits,
     conversation: Conversation<S>,
 ) -> io::Result<(Protocol, Served)> {
-    let stream = tls.accept(stream, limits.handshake_time).await?;
-    Ok(match stream.get_ref().1.alpn_protocol() {
-        Some(b"h2") => (Protocol::Http2, Box::pin(conversation.http2(stream, limits))),
-        _ => (Protocol::Http1, Box::pin(conversation.http1(stream, limits))),
-    })
+    let time = conversation.limits.handshake_time;
+    let mut first = [0];
+    timeout(time, stream.peek(&mut first)).await??;
+    if first[0] != TLS_HANDSHAKE {
+        if first[0].is_ascii_alphabetic() {
+            Refusal::PlainHttp.tell(stream).await;
+        }
+        return Err(io::Error::other("it does not speak TLS"));
+    }
+    match tls.accept(stream, time).await? {
+        Greeted::Client(stream) => {
+            let protocol = match stream.get_ref().1.alpn_protocol() {
+                Some(b"h2") => Protocol::Http2,
+                _ => Protocol::Http1,
+            };
+            Ok((protocol, conversation.in_protocol(protocol, stream)))
+        }
+        Greeted::Challenger => Err(io::Error::other("it was a question of ACME, and is answered")),
+    }
+}
+
+impl<S: Serve> Conversation<S> {
+    fn in_protocol<I>(self, protocol: Protocol, io: I) -> Served
+    where
+        I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    {
+        match protocol {
+            Protocol::Http1 => Box::pin(self.http1(io)),
+            Protocol::Http2 => Box::pin(self.http2(io)),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

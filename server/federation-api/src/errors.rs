@@ -66,11 +66,19 @@ pub(crate) fn of_rooms(error: myelin_rooms::Error) -> ApiError {
         Error::TooLarge => ApiError::too_large("The event is larger than an event may be"),
         Error::BadJson(reason) => ApiError::bad_json(reason),
         Error::InvalidParam(reason) => ApiError::invalid_param(reason),
-        error @ Error::UnsupportedRoomVersion(_) => bad_request(ErrorCode::UnsupportedRoomVersion, error.to_string()),
+        Error::UnsupportedRoomVersion(version) => {
+            let message = "Your homeserver or ours does not support the version of this room".to_owned();
+            bad_request(ErrorCode::IncompatibleRoomVersion, message).with_field("room_version", version)
+        }
         Error::AliasTaken => bad_request(ErrorCode::RoomInUse, "The alias points to a room already".to_owned()),
         Error::BadAlias(reason) => bad_request(ErrorCode::BadAlias, reason),
         Error::InvalidRoomState(reason) => bad_request(ErrorCode::InvalidRoomState, reason),
-        error @ (Error::Corrupt(_) | Error::Sign(_)) => ApiError::unknown(error),
-        error @ Error::Busy => ApiError::unavailable(error),
+        // The events before it are not ours to make up; who sent it has them.
+        error @ Error::Gap => bad_request(ErrorCode::InvalidParam, error.to_string()),
+        Error::Refused(Refusal::TooLarge) => ApiError::too_large("The event is larger than an event may be"),
+        Error::Refused(refusal) => ApiError::invalid_param(refusal.to_string()),
+        error @ Error::NotFederating => ApiError::forbidden(error.to_string()),
+        error @ (Error::Corrupt(_) | Error::Sign(_) | Error::Task(_)) => ApiError::unknown(error),
+        error @ (Error::Busy | Error::Remote(_)) => ApiError::unavailable(error),
     }
 }

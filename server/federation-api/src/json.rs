@@ -19,9 +19,8 @@ impl Object {
         if self.0.len() > 1 {
             self.0.push(',');
         }
-        self.0.push('"');
-        self.0.push_str(name);
-        self.0.push_str("\":");
+        self.0.push_str(&serde_json::Value::from(name).to_string());
+        self.0.push(':');
     }
 
     /// A field whose value is JSON already.

@@ -37,5 +37,5 @@ pub(crate) static EDUS: LazyLock<IntCounterVec> = metrics::counter!(
 );
 pub(crate) static KEY_DOCUMENTS: LazyLock<IntCounter> = metrics::counter!(
     "myelin_federation_notary_documents_total",
-    "Key documents of other servers that were handed out with our signature."
+    "Documents of servers' keys that were handed out with our signature."
 );

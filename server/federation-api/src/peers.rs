@@ -3,24 +3,53 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::future::BoxFuture;
-use myelin_rooms::remote::WantedKeys;
+use myelin_federation::{Client, KeyQuery};
+use myelin_http::BoxError;
+use myelin_rooms::remote::RemoteServers;
 use myelin_store::Event;
-use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, RoomVersionId, ServerName, UserId};
+use ruma::{
+    EventId, OwnedEventId, OwnedServerName, RoomId, RoomVersionId, ServerName, UserId,
+    api::federation::discovery::ServerSigningKeys, serde::Raw,
+};
 use serde_json::value::RawValue;
 
-/// What is known of other servers.
-pub trait Peers: Send + Sync {
+/// What is known of other servers, and how they are asked.
+pub trait Peers: RemoteServers {
     /// Whether the configuration lets us deal with a server.
     fn is_allowed(&self, server: &ServerName) -> bool;
 
     /// Takes note that a server is alive: whatever waits for it may be tried at once.
     fn heard_from(&self, server: &ServerName);
 
-    /// The key documents of other servers as they signed them, each once, as far as they could be had.
-    fn key_documents<'a>(
-        &'a self,
-        wanted: &'a BTreeMap<OwnedServerName, WantedKeys>,
-    ) -> BoxFuture<'a, Vec<Box<RawValue>>>;
+    /// Our keys, signed.
+    fn key_document(&self) -> BoxFuture<'_, Result<Raw<ServerSigningKeys>, BoxError>>;
+
+    /// The keys of servers as they signed them, with our signature besides, as far as they can be had.
+    fn notarised_keys(
+        &self,
+        queries: BTreeMap<OwnedServerName, KeyQuery>,
+    ) -> BoxFuture<'_, Vec<Raw<ServerSigningKeys>>>;
+}
+
+impl Peers for Client {
+    fn is_allowed(&self, server: &ServerName) -> bool {
+        self.is_allowed(server)
+    }
+
+    fn heard_from(&self, server: &ServerName) {
+        self.heard_from(server);
+    }
+
+    fn key_document(&self) -> BoxFuture<'_, Result<Raw<ServerSigningKeys>, BoxError>> {
+        Box::pin(async { Ok(self.key_document().await?) })
+    }
+
+    fn notarised_keys(
+        &self,
+        queries: BTreeMap<OwnedServerName, KeyQuery>,
+    ) -> BoxFuture<'_, Vec<Raw<ServerSigningKeys>>> {
+        Box::pin(self.notarised_keys(queries))
+    }
 }
 
 /// A result of a room.

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use myelin_accounts::Accounts;
 use myelin_http::{AuthError, Authenticator, Credentials, RateLimiter, Session};
-use myelin_rooms::{Rooms, remote::RemoteServers};
+use myelin_rooms::Rooms;
 use myelin_store::Store;
 use myelin_sync::Sync;
 
-use crate::{Inbound, OwnKeys, Peers, RemoteWrites};
+use crate::{Inbound, Peers, RemoteWrites};
 
 /// The state of the router: the capabilities.
 #[derive(Clone)]
@@ -23,12 +23,8 @@ pub struct Services {
     pub writes: Arc<dyn RemoteWrites>,
     /// Typing, presence, receipts.
     pub sync: Arc<Sync>,
-    /// Whom we ask.
-    pub remote: Arc<dyn RemoteServers>,
-    /// Whom we deal with.
+    /// Other servers.
     pub peers: Arc<dyn Peers>,
-    /// What we sign with.
-    pub keys: Arc<OwnKeys>,
     /// What is under way.
     pub inbound: Arc<Inbound>,
     /// How often an address may ask for what anyone may ask for.

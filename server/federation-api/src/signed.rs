@@ -6,18 +6,20 @@ use std::{
 };
 
 use axum::extract::{FromRequest, RawPathParams, Request};
+use bytes::Bytes;
 use http::{Method, StatusCode, request::Parts};
 use myelin_http::{ApiError, NamesEndpoint, RouteOptions, json_object, parse, take_path};
 use myelin_rooms::remote::{VerifyKeys, WantedKeys};
 use ruma::{
-    OwnedServerName, SigningKeyAlgorithm,
+    OwnedServerName, ServerName, SigningKeyAlgorithm,
     api::{IncomingRequest, error::ErrorCode, federation::authentication::ServerSignatures},
     signatures::verify_canonical_json_bytes,
 };
+use tokio::task::spawn_blocking;
 
 use crate::{
     Services,
-    canonical::canonical,
+    canonical::{Unreadable, canonical},
     inbound::{Admission, Held},
     metrics::REFUSED_AUTHENTICATIONS,
     x_matrix::{Claim, Malformed, Signature},
@@ -25,6 +27,8 @@ use crate::{
 
 /// Bytes of a body at the most, where the route does not say: an event has at most 64 KiB, and invites bring a few.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Larger bodies are verified off the threads that wait for others.
+const VERIFY_HERE_MAX: usize = 64 * 1024;
 
 /// A request of ruma's type `R` that another server has signed.
 ///
@@ -85,10 +89,11 @@ async fn receive(request: Request, services: &Services, has_body: bool) -> Resul
         // What an empty body is read as was not signed.
         let is_empty = held.bytes.is_empty();
         held.bytes = json_object(held.bytes.clone())?;
-        verify(services, &claim, &keys, &parts, if is_empty { None } else { Some(&held) })?;
+        let content = if is_empty { Bytes::new() } else { held.bytes.clone() };
+        verify(services, &claim, keys, &parts, content).await?;
         Some(held)
     } else {
-        verify(services, &claim, &keys, &parts, None)?;
+        verify(services, &claim, keys, &parts, Bytes::new()).await?;
         None
     };
     services.peers.heard_from(&claim.origin);
@@ -115,20 +120,25 @@ fn admit(services: &Services, claim: &Claim) -> Result<Admission, ApiError> {
     services.inbound.admit(&claim.origin)
 }
 
+/// A signature, and the key that is said to have made it.
+struct Made {
+    signature: Vec<u8>,
+    key: Vec<u8>,
+}
+
 /// The keys that may have signed: those that the origin uses now. Its old ones are "only valid for signing events".
-async fn find_keys(services: &Services, claim: &Claim) -> Result<Vec<(Signature, Vec<u8>)>, ApiError> {
+async fn find_keys(services: &Services, claim: &Claim) -> Result<Vec<Made>, ApiError> {
     let now = now_ms();
     let key_ids: BTreeSet<String> = claim.signatures.iter().map(|signature| signature.key_id.clone()).collect();
     let wanted = BTreeMap::from([(claim.origin.clone(), WantedKeys { key_ids, valid_at_ts: now })]);
-    let VerifyKeys(mut found) = services.remote.verify_keys(&wanted).await;
+    let VerifyKeys(mut found) = services.peers.verify_keys(&wanted).await;
     let known = found.remove(&claim.origin).unwrap_or_default();
     let mut is_expired = false;
     let mut keys = Vec::new();
-    for signature in &claim.signatures {
-        match known.get(&signature.key_id) {
+    for Signature { key_id, bytes } in &claim.signatures {
+        match known.get(key_id) {
             Some(key) if key.valid_until_ts >= now => {
-                let signature = Signature { key_id: signature.key_id.clone(), bytes: signature.bytes.clone() };
-                keys.push((signature, key.key.as_bytes().to_vec()));
+                keys.push(Made { signature: bytes.clone(), key: key.key.as_bytes().to_vec() });
             }
             Some(_) => is_expired = true,
             None => {}
@@ -144,41 +154,48 @@ async fn find_keys(services: &Services, claim: &Claim) -> Result<Vec<(Signature,
 }
 
 /// "The request method, target and body are signed by wrapping them in a JSON object".
-fn verify(
+async fn verify(
     services: &Services,
     claim: &Claim,
-    keys: &[(Signature, Vec<u8>)],
+    keys: Vec<Made>,
     parts: &Parts,
-    body: Option<&Held>,
+    content: Bytes,
 ) -> Result<(), ApiError> {
-    let us = services.rooms.server_name();
-    let signed = signed_json(parts, body, claim, us.as_str())
-        .ok_or_else(|| refused("malformed", "the body is not JSON that can be signed"))?;
-    let is_good = keys.iter().any(|(signature, key)| {
-        verify_canonical_json_bytes(&SigningKeyAlgorithm::Ed25519, key, &signature.bytes, &signed).is_ok()
-    });
-    if is_good { Ok(()) } else { Err(refused("signature", "the signature is not one of this request")) }
+    let rest = wrapping(parts, claim, services.rooms.server_name());
+    let is_large = content.len() > VERIFY_HERE_MAX;
+    let checking = move || {
+        let json = signed_json(&content, &rest).map_err(|error| refused("malformed", error.to_string()))?;
+        let is_good = keys.iter().any(|Made { signature, key }| {
+            verify_canonical_json_bytes(&SigningKeyAlgorithm::Ed25519, key, signature, &json).is_ok()
+        });
+        if is_good { Ok(()) } else { Err(refused("signature", "the signature is not one of this request")) }
+    };
+    if is_large { spawn_blocking(checking).await.map_err(ApiError::unknown)? } else { checking() }
 }
 
-/// The object in canonical JSON, whose keys are in this order.
-fn signed_json(parts: &Parts, body: Option<&Held>, claim: &Claim, destination: &str) -> Option<Vec<u8>> {
-    let mut json = Vec::with_capacity(body.map_or(0, |body| body.bytes.len()) + 512);
-    let mut field = |name: &str, value: &str, json: &mut Vec<u8>| {
-        json.extend_from_slice(if json.is_empty() { b"{" } else { b"," });
-        json.extend_from_slice(serde_json::json!(name).to_string().as_bytes());
-        json.push(b':');
-        json.extend_from_slice(serde_json::json!(value).to_string().as_bytes());
-    };
-    if let Some(body) = body {
-        json.extend_from_slice(b"{\"content\":");
-        canonical(std::str::from_utf8(&body.bytes).ok()?, &mut json).ok()?;
+/// The fields of the signed object that come behind `content`, in the order that canonical JSON has them in.
+fn wrapping(parts: &Parts, claim: &Claim, destination: &ServerName) -> String {
+    let uri = parts.uri.path_and_query().map_or("/", |uri| uri.as_str());
+    let fields = [
+        ("destination", destination.as_str()),
+        ("method", parts.method.as_str()),
+        ("origin", claim.origin.as_str()),
+        ("uri", uri),
+    ];
+    fields.map(|(name, value)| format!("\"{name}\":{}", serde_json::Value::from(value))).join(",")
+}
+
+fn signed_json(content: &[u8], rest: &str) -> Result<Vec<u8>, Unreadable> {
+    let mut json = Vec::with_capacity(content.len() + rest.len() + 16);
+    json.push(b'{');
+    if !content.is_empty() {
+        json.extend_from_slice(b"\"content\":");
+        canonical(std::str::from_utf8(content).map_err(|_| Unreadable)?, &mut json)?;
+        json.push(b',');
     }
-    field("destination", destination, &mut json);
-    field("method", parts.method.as_str(), &mut json);
-    field("origin", claim.origin.as_str(), &mut json);
-    field("uri", parts.uri.path_and_query()?.as_str(), &mut json);
+    json.extend_from_slice(rest.as_bytes());
     json.push(b'}');
-    Some(json)
+    Ok(json)
 }
 
 fn refused(reason: &str, message: impl Into<String>) -> ApiError {
@@ -189,3 +206,6 @@ fn refused(reason: &str, message: impl Into<String>) -> ApiError {
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
 }
+
+#[cfg(test)]
+mod tests;

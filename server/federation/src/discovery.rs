@@ -66,7 +66,7 @@ impl Step {
 
 /// Where a server is and how it is to be spoken to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
+pub(crate) struct Route {
     /// How it was found.
     pub step: Step,
     /// The `Host` header.
@@ -80,7 +80,7 @@ pub struct Route {
 /// Why a server cannot be found.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0} is no name that a certificate can have")]
-pub struct NoTlsName(String);
+pub(crate) struct NoTlsName(String);
 
 /// Finds servers.
 pub(crate) struct Discovery {

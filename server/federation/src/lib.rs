@@ -1,1 +1,24 @@
 //! What this server calls on other servers: finding them, signed requests, their keys, and the outgoing queues.
+
+mod address;
+mod authenticate;
+mod backoff;
+mod client;
+mod discovery;
+mod http;
+mod keys;
+mod kind;
+mod options;
+pub mod sender;
+#[cfg(test)]
+mod testing;
+mod tls;
+
+pub use self::{
+    authenticate::AuthenticationError,
+    client::Client,
+    discovery::{Dns, DnsError, Srv, Step},
+    http::Limits,
+    keys::{KeyQuery, OwnKeyError},
+    options::{AllowedServers, ClientOptions, Ports, SetupError},
+};

@@ -14,6 +14,7 @@ mod listeners;
 mod load;
 mod log;
 mod media;
+mod network;
 mod outbound;
 mod presence;
 mod rate_limits;
@@ -36,10 +37,11 @@ pub use self::{
     database::Database,
     federation::Federation,
     limits::Limits,
-    listeners::{Listener, Resource},
+    listeners::{ForwardedHeader, Listener, Resource},
     load::LoadError,
     log::{Log, LogFormat},
     media::Media,
+    network::{Network, NotANetwork},
     outbound::Outbound,
     presence::Presence,
     rate_limits::{RateLimit, RateLimits},

@@ -110,22 +110,7 @@ pub(crate) fn is_erased(event: &Event, erased: &HashSet<i64>) -> bool {
 /// The event as it would be if it was redacted, without what came before it or who sent it from where.
 pub(crate) fn redacted_copy(event: &Event, room: &RoomName) -> Result<Arc<Event>> {
     let json = redacted_json(event, &rules_of(&room.version)?)?;
-    let parts = EventParts {
-        nid: event.nid,
-        room_nid: event.room_nid,
-        pos: event.pos,
-        depth: event.depth,
-        sender_nid: event.sender_nid,
-        key_nid: event.key_nid,
-        state_before: event.state_before,
-        room_state: event.room_state,
-        forked_state: event.forked_state,
-        replaces: None,
-        redacted_by: event.redacted_by,
-        device_nid: None,
-        txn: None,
-        flags: event.flags,
-    };
+    let parts = EventParts { replaces: None, device_nid: None, txn: None, ..event.parts() };
     Ok(Arc::new(Event::new(parts, event.event_id.clone(), json)?))
 }
 

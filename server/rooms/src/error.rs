@@ -45,6 +45,21 @@ pub enum Error {
     /// Our key cannot sign.
     #[error("sign an event")]
     Sign(#[source] ruma::signatures::JsonError),
+    /// Events before this one are missing, and so is the state there.
+    #[error("events are missing before this one")]
+    Gap,
+    /// An event of another server is not as it must be.
+    #[error(transparent)]
+    Refused(#[from] crate::receive::Refusal),
+    /// Another server gave no answer that can be used.
+    #[error(transparent)]
+    Remote(Box<crate::remote::RemoteError>),
+    /// This server does not talk to others.
+    #[error("federation is not enabled on this server")]
+    NotFederating,
+    /// Work on another thread came to no end.
+    #[error("work off the main threads failed: {0}")]
+    Task(String),
     /// Other writers were faster, again and again.
     #[error("the room is too busy")]
     Busy,

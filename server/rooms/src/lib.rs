@@ -16,18 +16,22 @@ mod pdu;
 mod permission;
 mod power;
 pub mod present;
+mod receive;
 mod redact;
 pub mod remote;
+#[cfg_attr(not(test), expect(dead_code, reason = "what receives events calls it"))]
 mod resolve;
 mod see_through;
 mod send;
+pub mod serve;
 mod upgrade;
 pub mod visibility;
 mod writer;
 
 use std::{
+    collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
@@ -35,9 +39,10 @@ use std::{
 
 use myelin_store::{Committed, Event, Member, RoomName, StateKey, Store};
 use quick_cache::{DefaultHashBuilder, Lifecycle, UnitWeighter, sync::Cache};
-use ruma::{OwnedEventId, OwnedServerName, RoomId, signatures::Ed25519KeyPair};
+use ruma::{OwnedEventId, OwnedServerName, RoomId, serde::Base64, signatures::Ed25519KeyPair};
 
 use self::writer::Slot;
+use self::remote::{RemoteServers, VerifyKey};
 pub use self::{
     context::Context,
     create::{CreateRoom, InitialState, Preset},
@@ -71,6 +76,10 @@ pub struct Rooms {
     /// The rooms of the directory.
     pub(crate) listed: directory::Listed,
     pub(crate) erased: erased::Erased,
+    pub(crate) serving: serve::Serving,
+    pub(crate) receivers: receive::Receivers,
+    remote: OnceLock<Arc<dyn RemoteServers>>,
+    own_keys: tokio::sync::OnceCell<HashMap<String, VerifyKey>>,
 }
 
 impl std::fmt::Debug for Rooms {
@@ -92,10 +101,47 @@ impl Rooms {
             listings: Cache::new(LISTINGS),
             listed: directory::Listed::default(),
             erased: erased::Erased::default(),
+            receivers: receive::Receivers::default(),
+            remote: OnceLock::new(),
+            own_keys: tokio::sync::OnceCell::new(),
+            serving: serve::Serving::new(),
         });
         store.observe(Arc::new(directory::Changes(Arc::downgrade(&rooms))));
         store.observe(Arc::new(erased::Erasures(Arc::downgrade(&rooms))));
         rooms
+    }
+
+    /// Lets rooms be shared with other servers, from now on.
+    pub fn connect(&self, remote: Arc<dyn RemoteServers>) {
+        // The first one stays: it is set once, when the server is put together.
+        drop(self.remote.set(remote));
+    }
+
+    /// The way to other servers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFederating`] when this server does not talk to others.
+    pub fn remote(&self) -> Result<&Arc<dyn RemoteServers>> {
+        self.remote.get().ok_or(Error::NotFederating)
+    }
+
+    /// The keys that this server signs and has signed with.
+    pub(crate) async fn own_keys(&self) -> Result<HashMap<String, VerifyKey>> {
+        let load = || async {
+            let mut keys = HashMap::new();
+            let public = |key: &Ed25519KeyPair| Base64::new(key.public_key().to_vec());
+            let current = VerifyKey { key: public(&self.key), valid_until_ts: u64::MAX };
+            keys.insert(format!("ed25519:{}", self.key.version()), current);
+            for old in self.store.expired_signing_keys().await? {
+                if let Ok(key) = Ed25519KeyPair::from_der(&old.document, old.version) {
+                    let valid_until_ts = u64::try_from(old.expired_ts).unwrap_or(0);
+                    keys.insert(format!("ed25519:{}", key.version()), VerifyKey { key: public(&key), valid_until_ts });
+                }
+            }
+            Ok::<_, Error>(keys)
+        };
+        Ok(self.own_keys.get_or_try_init(load).await?.clone())
     }
 
     /// The store.
@@ -188,6 +234,16 @@ impl Attempts<'_> {
     pub async fn open(&mut self) -> Result<RoomWriter> {
         self.left = self.left.checked_sub(1).ok_or(Error::Busy)?;
         RoomWriter::open(self.rooms, self.room).await
+    }
+
+    /// [`Self::open`], once all that was written to the room before is committed: for those who read the graph.
+    pub(crate) async fn open_settled(&mut self) -> Result<RoomWriter> {
+        loop {
+            let writer = self.open().await?;
+            if let Some(writer) = writer.settle().await? {
+                return Ok(writer);
+            }
+        }
     }
 
     /// Commits a draft, if building it went well; `None` when it must be built anew: what it was built on had failed,

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use crate::{Error, Result};
 
 /// An event with the parts that authorisation and state resolution ask for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pdu {
     /// The internal number.
     pub nid: i64,
@@ -110,6 +110,21 @@ impl Pdu {
     /// The identifier.
     pub fn id(&self) -> &OwnedEventId {
         &self.event_id
+    }
+
+    /// The events that it follows.
+    pub(crate) fn prevs(&self) -> &[OwnedEventId] {
+        &self.prev_events
+    }
+
+    /// The events that it says it is allowed by.
+    pub(crate) fn auths(&self) -> &[OwnedEventId] {
+        &self.auth_events
+    }
+
+    /// Takes note that the event is not allowed.
+    pub(crate) fn reject(&mut self) {
+        self.rejected = true;
     }
 
     /// The content, read as a type of the caller's; `None` if it has another shape.

@@ -24,8 +24,7 @@ use prometheus::{Histogram, IntCounter, register_histogram, register_int_counter
 use ruma::room_version_rules::{RoomVersionRules, StateResolutionVersion};
 
 use self::{auth_graph::AuthGraph, graph::Graph};
-pub(crate) use self::graph::{Draft, Drafts};
-use crate::{Error, Result, Rooms};
+use crate::{Error, Pdu, Result, Rooms};
 
 static SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
     let buckets = vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -44,6 +43,18 @@ static FAILURES: LazyLock<IntCounter> = LazyLock::new(|| {
 
 /// Events that are worked on at once; the work on more leaves the threads that serve all.
 const AT_ONCE: usize = 32;
+
+/// State events that are not stored yet, by number.
+pub(crate) type Drafts = HashMap<i64, Draft>;
+
+/// A state event that is not stored yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Draft {
+    /// The event.
+    pub(crate) pdu: Arc<Pdu>,
+    /// The numbers of its auth events.
+    pub(crate) auth: Arc<[i64]>,
+}
 
 /// A resolved state: a snapshot, and what has to be changed in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,8 +168,10 @@ impl Conflict {
                 let event = resolved.get(key).copied();
                 (event != events[place]).then_some((*key, event))
             });
-            let brought =
-                resolved.iter().filter(|(key, _)| !self.keys.contains_key(key)).map(|(key, event)| (*key, Some(*event)));
+            let brought = resolved
+                .iter()
+                .filter(|(key, _)| !self.keys.contains_key(key))
+                .map(|(key, event)| (*key, Some(*event)));
             lost_or_changed.chain(brought)
         };
         let place = (0..self.roots.len()).min_by_key(|&place| changes_from(place).count()).unwrap_or(0);

@@ -36,7 +36,7 @@ pub enum HistoryVisibility {
 }
 
 impl HistoryVisibility {
-    fn of(event: Option<&Arc<Event>>) -> Self {
+    pub(crate) fn of(event: Option<&Arc<Event>>) -> Self {
         #[derive(Deserialize)]
         struct Content<'a> {
             #[serde(borrow)]
@@ -205,7 +205,7 @@ impl Rooms {
     }
 
     /// The event of one key in each of some snapshots, where there is one.
-    async fn state_in_each(
+    pub(crate) async fn state_in_each(
         &self,
         roots: &[i64],
         event_type: &str,

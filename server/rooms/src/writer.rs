@@ -5,7 +5,7 @@
 //! build on it before it is committed. If the commit fails, everything that was built on it fails too.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -33,8 +33,10 @@ use crate::{
 
 /// State events that a room's head keeps parsed.
 const PARSED: usize = 64;
-/// Events that a new one may follow directly.
-const PREV_EVENTS: usize = 20;
+/// Events that a new one may follow directly, and that a room's head consists of.
+pub(crate) const PREV_EVENTS: usize = 20;
+/// The greatest depth that canonical JSON can say.
+const DEPTH_MAX: i64 = (1 << 53) - 1;
 
 /// How long is waited at once for a write to be committed that another one repeats.
 const CONFIRM: Duration = Duration::from_millis(50);
@@ -91,38 +93,71 @@ pub(crate) struct Loaded {
     /// The room's version when it was read from the database.
     version: i64,
     head: Head,
-    extremities: Vec<Arc<Pdu>>,
+    extremities: Vec<Extremity>,
     parsed: HashMap<i64, Arc<Pdu>>,
     fate: Arc<Fate>,
+}
+
+impl Loaded {
+    /// A state event, if it is at hand.
+    pub(crate) fn parsed(&self, nid: i64) -> Option<Arc<Pdu>> {
+        self.parsed.get(&nid).cloned()
+    }
+}
+
+/// An event that no other follows, and the snapshot after it.
+#[derive(Clone, Debug)]
+pub(crate) struct Extremity {
+    pub(crate) pdu: Arc<Pdu>,
+    pub(crate) state: i64,
 }
 
 /// The place of a room's head.
 pub(crate) type Slot = tokio::sync::Mutex<Option<Loaded>>;
 
+/// State events that decide about another event, by their keys.
+pub(crate) type AuthState = Vec<((StateEventType, String), Arc<Pdu>)>;
+
 /// The exclusive right to append to a room.
 pub struct RoomWriter {
-    rooms: Arc<Rooms>,
-    room: Arc<RoomName>,
-    rules: RoomVersionRules,
-    slot: OwnedMutexGuard<Option<Loaded>>,
+    pub(crate) rooms: Arc<Rooms>,
+    pub(crate) room: Arc<RoomName>,
+    pub(crate) rules: RoomVersionRules,
+    pub(crate) slot: OwnedMutexGuard<Option<Loaded>>,
     /// The head was read from the database just now.
     is_fresh: bool,
     /// The version that the room must have when this is committed.
-    base_version: i64,
-    head: Head,
-    extremities: Vec<Arc<Pdu>>,
-    draft: Draft,
+    pub(crate) base_version: i64,
+    pub(crate) head: Head,
+    pub(crate) extremities: Vec<Extremity>,
+    pub(crate) draft: Draft,
+    /// What is known of the graph so far, by identifier; see [`crate::receive`].
+    pub(crate) graph: crate::receive::Known,
 }
 
+/// What is to be committed.
 #[derive(Default)]
-struct Draft {
-    create: Option<NewRoom>,
-    events: Vec<Event>,
-    pdus: Vec<Arc<Pdu>>,
-    nodes: Vec<(i64, Arc<Node>)>,
-    memberships: Vec<MembershipChange>,
-    redactions: Vec<Redaction>,
-    auth_edges: Vec<(i64, Vec<i64>)>,
+pub(crate) struct Draft {
+    pub(crate) create: Option<NewRoom>,
+    pub(crate) events: Vec<Event>,
+    pub(crate) history: Vec<Event>,
+    pub(crate) outliers: Vec<Event>,
+    pub(crate) promoted: HashSet<i64>,
+    pub(crate) pdus: Vec<Arc<Pdu>>,
+    pub(crate) nodes: Vec<(i64, Arc<Node>)>,
+    pub(crate) memberships: Vec<MembershipChange>,
+    pub(crate) redactions: Vec<Redaction>,
+    pub(crate) waiting_redactions: Vec<(OwnedEventId, i64)>,
+    pub(crate) auth_edges: Vec<(i64, Vec<i64>)>,
+    pub(crate) gaps: Vec<(OwnedEventId, i64)>,
+    pub(crate) filled: Vec<OwnedEventId>,
+    pub(crate) stripped_state: Option<(i64, Box<str>)>,
+}
+
+impl Draft {
+    fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.history.is_empty() && self.outliers.is_empty()
+    }
 }
 
 /// An appended event: new, or the one that said the same already.
@@ -160,6 +195,7 @@ impl RoomWriter {
             head,
             extremities,
             draft: Draft::default(),
+            graph: crate::receive::Known::default(),
         })
     }
 
@@ -195,6 +231,7 @@ impl RoomWriter {
             head: Head { version: 0, last_pos: 0, depth: 0, extremities: Vec::new(), state_root: 0 },
             extremities: Vec::new(),
             draft: Draft::default(),
+            graph: crate::receive::Known::default(),
         };
         let create = writer.append(template).await?;
         if by_hash {
@@ -232,7 +269,12 @@ impl RoomWriter {
 
     /// The state events of some keys, in the order asked.
     async fn state_pdus(&mut self, key_nids: &[i64]) -> Result<Vec<Option<Arc<Pdu>>>> {
-        let nids = self.rooms.store.state_event_nids(self.head.state_root, key_nids).await?;
+        self.state_pdus_at(self.head.state_root, key_nids).await
+    }
+
+    /// [`Self::state_pdus`] of a snapshot.
+    pub(crate) async fn state_pdus_at(&mut self, root: i64, key_nids: &[i64]) -> Result<Vec<Option<Arc<Pdu>>>> {
+        let nids = self.rooms.store.state_event_nids(root, key_nids).await?;
         let loaded = self.slot.as_ref();
         let mut found: Vec<Option<Arc<Pdu>>> = nids
             .iter()
@@ -295,7 +337,7 @@ impl RoomWriter {
             Some(key_nid) => self.state_pdus(&[key_nid]).await?.pop().flatten(),
             None => None,
         };
-        let depth = self.extremities.iter().map(|pdu| pdu.depth).max().unwrap_or(0) + 1;
+        let depth = self.next_depth();
         let auth_events: Vec<&Arc<Pdu>> = auth
             .iter()
             .filter(|(_, pdu)| {
@@ -330,10 +372,16 @@ impl RoomWriter {
     }
 
     /// The state that decides about an event, with the create event in any case.
-    async fn auth_state(
+    async fn auth_state(&mut self, auth_types: &[(StateEventType, String)]) -> Result<AuthState> {
+        self.auth_state_at(self.head.state_root, auth_types).await
+    }
+
+    /// [`Self::auth_state`] of a snapshot.
+    pub(crate) async fn auth_state_at(
         &mut self,
+        root: i64,
         auth_types: &[(StateEventType, String)],
-    ) -> Result<Vec<((StateEventType, String), Arc<Pdu>)>> {
+    ) -> Result<AuthState> {
         let mut wanted = auth_types.to_vec();
         if !wanted.iter().any(|(event_type, _)| *event_type == StateEventType::RoomCreate) {
             wanted.push((StateEventType::RoomCreate, String::new()));
@@ -343,14 +391,14 @@ impl RoomWriter {
         let nids = self.rooms.store.known_key_nids(&keys).await?;
         let (wanted, nids): (Vec<_>, Vec<i64>) =
             wanted.into_iter().zip(nids).filter_map(|(key, nid)| Some((key, nid?))).unzip();
-        let found = self.state_pdus(&nids).await?;
+        let found = self.state_pdus_at(root, &nids).await?;
         Ok(wanted.into_iter().zip(found).filter_map(|(key, pdu)| Some((key, pdu?))).collect())
     }
 
     /// Checks an event by the [authorisation rules], both parts.
     ///
     /// [authorisation rules]: https://spec.matrix.org/v1.19/server-server-api/#authorization-rules
-    fn authorise(&self, pdu: &Arc<Pdu>, auth: &[((StateEventType, String), Arc<Pdu>)]) -> Result<()> {
+    fn authorise(&self, pdu: &Arc<Pdu>, auth: &AuthState) -> Result<()> {
         let events: Vec<Arc<Pdu>> = auth.iter().map(|(_, pdu)| pdu.clone()).collect();
         let rules = &self.rules.authorization;
         let by_id = |event_id: &EventId| {
@@ -367,6 +415,11 @@ impl RoomWriter {
             auth.iter().find(|(key, _)| key.0 == *event_type && key.1 == state_key).map(|(_, pdu)| pdu.clone())
         };
         check_state_dependent_auth_rules(rules, pdu.clone(), by_key).map_err(Error::Forbidden)
+    }
+
+    fn next_depth(&self) -> i64 {
+        let depth = self.extremities.iter().map(|extremity| extremity.pdu.depth).max().unwrap_or(0);
+        depth.saturating_add(1).clamp(1, DEPTH_MAX)
     }
 
     fn object(&self, template: &Template, depth: i64, auth_events: &[&Arc<Pdu>]) -> CanonicalJsonObject {
@@ -393,7 +446,8 @@ impl RoomWriter {
         if self.rules.event_format.require_event_id {
             object.insert("event_id".into(), text(EventId::new_v1(&self.rooms.server_name).as_str()));
         }
-        let prev: Vec<&Arc<Pdu>> = self.extremities.iter().rev().take(PREV_EVENTS).collect();
+        let prev: Vec<&Arc<Pdu>> =
+            self.extremities.iter().rev().take(PREV_EVENTS).map(|extremity| &extremity.pdu).collect();
         object.insert("prev_events".into(), self.references(&prev));
         object.insert("auth_events".into(), self.references(auth_events));
         object
@@ -480,7 +534,7 @@ impl RoomWriter {
         self.head.depth = self.head.depth.max(pdu.depth);
         self.head.extremities = vec![pdu.nid];
         self.head.state_root = room_state;
-        self.extremities = vec![pdu.clone()];
+        self.extremities = vec![Extremity { pdu: pdu.clone(), state: room_state }];
         self.draft.pdus.push(pdu);
         Ok(())
     }
@@ -505,7 +559,7 @@ impl RoomWriter {
 
     /// Queues the draft and lets the next writer in; answers once it is committed.
     pub async fn submit(mut self) -> Result<Committed> {
-        if self.draft.events.is_empty() {
+        if self.draft.is_empty() {
             return self.confirm().await;
         }
         let rooms = self.rooms.clone();
@@ -552,8 +606,14 @@ impl RoomWriter {
             memberships: std::mem::take(&mut draft.memberships),
             redactions: std::mem::take(&mut draft.redactions),
             auth_edges: std::mem::take(&mut draft.auth_edges),
+            history: std::mem::take(&mut draft.history),
+            outliers: std::mem::take(&mut draft.outliers),
+            promoted: std::mem::take(&mut draft.promoted),
+            gaps: std::mem::take(&mut draft.gaps),
+            filled: std::mem::take(&mut draft.filled),
+            waiting_redactions: std::mem::take(&mut draft.waiting_redactions),
+            stripped_state: draft.stripped_state.take(),
             fate,
-            ..Append::default()
         })));
         // While this is under way the room's head stays in memory, so that what follows builds on it.
         let _in_use = OwnedMutexGuard::mutex(&self.slot).clone();
@@ -581,6 +641,23 @@ impl RoomWriter {
             *self.slot = None;
         }
         Ok(must_reload)
+    }
+
+    /// Waits until all that was queued for the room is committed; `None` if it failed and the room must be opened anew.
+    pub(crate) async fn settle(mut self) -> Result<Option<Self>> {
+        let mut positions = self.rooms.store.positions();
+        loop {
+            let Some(loaded) = self.slot.as_ref() else { return Ok(None) };
+            positions.borrow_and_update();
+            if loaded.fate.has_failed() {
+                *self.slot = None;
+                return Ok(None);
+            }
+            if self.base_version == loaded.version || loaded.fate.committed() >= self.base_version {
+                return Ok(Some(self));
+            }
+            let _ = tokio::time::timeout(CONFIRM, positions.changed()).await;
+        }
     }
 
     /// Sees that what was found to be just so already is committed, and still so. Holds the room meanwhile: it is rare.
@@ -628,7 +705,9 @@ async fn load(rooms: &Rooms, room: &RoomName, rules: &RoomVersionRules) -> Resul
     RELOADS.inc();
     let head = rooms.store.head(room.nid).await?;
     let extremities = rooms.store.events(&head.extremities).await?;
-    let extremities =
-        extremities.iter().map(|event| Ok(Arc::new(Pdu::from_event(event, rules)?))).collect::<Result<Vec<_>>>()?;
+    let extremities = extremities
+        .iter()
+        .map(|event| Ok(Extremity { pdu: Arc::new(Pdu::from_event(event, rules)?), state: event.state_after() }))
+        .collect::<Result<Vec<_>>>()?;
     Ok(Loaded { version: head.version, head, extremities, parsed: HashMap::new(), fate: Arc::new(Fate::default()) })
 }

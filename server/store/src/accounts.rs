@@ -1,5 +1,7 @@
 //! Our own users.
 
+use std::sync::Arc;
+
 use ruma::{OwnedUserId, UserId};
 
 use crate::{
@@ -126,62 +128,69 @@ impl Store {
     }
 
     /// Sets a password, and removes all devices but those that are kept.
-    pub async fn set_password(&self, user_nid: i64, password_hash: &str, keep: KeepDevices) -> Result<()> {
-        let mut transaction = self.database.begin().await?;
-        let changed = execute!(
-            transaction,
-            "UPDATE accounts SET password_hash = $2 WHERE user_nid = $1 AND deactivated_ts IS NULL",
-            user_nid,
-            password_hash
-        )?;
-        if changed != 1 {
-            return Err(Error::Missing { what: "active account" });
-        }
-        // Whoever got a login token by the old password must not come in by it.
-        execute!(transaction, "DELETE FROM login_tokens WHERE user_nid = $1", user_nid)?;
-        match keep {
-            KeepDevices::All => {}
-            KeepDevices::Only(device_nid) => {
-                execute!(
-                    transaction,
-                    "DELETE FROM devices WHERE user_nid = $1 AND device_nid <> $2",
+    pub async fn set_password(
+        self: &Arc<Self>,
+        user_nid: i64,
+        password_hash: &str,
+        keep: KeepDevices,
+    ) -> Result<()> {
+        let audience = self.own_audience(user_nid).await?;
+        let password_hash = password_hash.to_owned();
+        self.write_in_stream(move |write| {
+            Box::pin(async move {
+                let changed = execute!(
+                    write.transaction,
+                    "UPDATE accounts SET password_hash = $2 WHERE user_nid = $1 AND deactivated_ts IS NULL",
                     user_nid,
-                    device_nid
+                    &*password_hash
                 )?;
-            }
-            KeepDevices::None => {
-                execute!(transaction, "DELETE FROM devices WHERE user_nid = $1", user_nid)?;
-            }
-        }
-        transaction.commit().await
+                if changed != 1 {
+                    return Err(Error::Missing { what: "active account" });
+                }
+                // Whoever got a login token by the old password must not come in by it.
+                execute!(write.transaction, "DELETE FROM login_tokens WHERE user_nid = $1", user_nid)?;
+                let kept = match keep {
+                    KeepDevices::All => return Ok(()),
+                    KeepDevices::Only(device_nid) => Some(device_nid),
+                    KeepDevices::None => None,
+                };
+                write.delete_devices_but(user_nid, kept, &audience).await.map(drop)
+            })
+        })
+        .await
     }
 
-    /// Ends an account for good: no password, no devices, no tokens; with `erase`, no profile and no account data
-    /// either.
+    /// Ends an account for good: no password, no devices, no tokens, no keys; with `erase`, no profile and no account
+    /// data either.
     ///
     /// False if there is no such account or it has ended before.
-    pub async fn deactivate_account(&self, user_nid: i64, erase: bool, now_ms: i64) -> Result<bool> {
-        let mut transaction = self.database.begin().await?;
-        let changed = execute!(
-            transaction,
-            "UPDATE accounts SET password_hash = NULL, deactivated_ts = $2, erased = $3
-             WHERE user_nid = $1 AND deactivated_ts IS NULL",
-            user_nid,
-            now_ms,
-            erase
-        )?;
-        if changed != 1 {
-            return Ok(false);
-        }
-        execute!(transaction, "DELETE FROM devices WHERE user_nid = $1", user_nid)?;
-        execute!(transaction, "DELETE FROM login_tokens WHERE user_nid = $1", user_nid)?;
-        execute!(transaction, "DELETE FROM filters WHERE user_nid = $1", user_nid)?;
-        if erase {
-            execute!(transaction, "DELETE FROM profile_fields WHERE user_nid = $1", user_nid)?;
-            execute!(transaction, "DELETE FROM account_data WHERE user_nid = $1", user_nid)?;
-        }
-        transaction.commit().await?;
-        Ok(true)
+    pub async fn deactivate_account(self: &Arc<Self>, user_nid: i64, erase: bool, now_ms: i64) -> Result<bool> {
+        let audience = self.own_audience(user_nid).await?;
+        self.write_in_stream(move |write| {
+            Box::pin(async move {
+                let changed = execute!(
+                    write.transaction,
+                    "UPDATE accounts SET password_hash = NULL, deactivated_ts = $2, erased = $3
+                     WHERE user_nid = $1 AND deactivated_ts IS NULL",
+                    user_nid,
+                    now_ms,
+                    erase
+                )?;
+                if changed != 1 {
+                    return Ok(false);
+                }
+                write.delete_devices_but(user_nid, None, &audience).await?;
+                write.delete_own_keys(user_nid).await?;
+                execute!(write.transaction, "DELETE FROM login_tokens WHERE user_nid = $1", user_nid)?;
+                execute!(write.transaction, "DELETE FROM filters WHERE user_nid = $1", user_nid)?;
+                if erase {
+                    execute!(write.transaction, "DELETE FROM profile_fields WHERE user_nid = $1", user_nid)?;
+                    execute!(write.transaction, "DELETE FROM account_data WHERE user_nid = $1", user_nid)?;
+                }
+                Ok(true)
+            })
+        })
+        .await
     }
 
     /// Locks an account or opens it again. False if there is none.

@@ -19,8 +19,9 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use crate::{
-    AccountData, Error, Event, Member, Receipt, Result, Store,
+    AccountData, Error, Event, Member, Receipt, Result, Store, ToDevice, ToDeviceArrival,
     database::{Engine, Transaction},
+    encryption::to_device,
     sql::{Sql, execute, row},
     state_tree::Node,
     stream::{Batch, Change},
@@ -77,6 +78,7 @@ pub(crate) fn show_metrics() {
     LazyLock::force(&COMMIT_FAILURES);
     LazyLock::force(&COMMIT_CONFLICTS);
     LazyLock::force(&QUEUED);
+    to_device::show_metrics();
 }
 
 /// Where a room stands once a write is through.
@@ -257,6 +259,8 @@ pub enum Operation {
     Receipt(Receipt),
     /// A user's data.
     AccountData(AccountData),
+    /// Messages to devices.
+    ToDevice(Box<ToDevice>),
 }
 
 /// The positions that a committed operation got, and the events as they now stand.
@@ -404,7 +408,7 @@ async fn write(store: &Arc<Store>, mut operations: Vec<Operation>) -> Result<Vec
             return Err((Error::Timeout, operations));
         }
     };
-    let Written { from, to, refused } = written;
+    let Written { from, to, refused, repeated } = written;
 
     let mut changes = Vec::new();
     let mut outcomes = Vec::with_capacity(operations.len());
@@ -464,6 +468,12 @@ async fn write(store: &Arc<Store>, mut operations: Vec<Operation>) -> Result<Vec
                 outcomes.push(Ok(Committed { pos: data.pos, events: Vec::new() }));
                 changes.push(Change::AccountData(Arc::new(data)));
             }
+            Operation::ToDevice(sent) => {
+                outcomes.push(Ok(Committed { pos: sent.pos, events: Vec::new() }));
+                if !repeated.contains(&sent.pos) && !sent.messages.is_empty() {
+                    changes.push(Change::ToDevice(Arc::new(ToDeviceArrival::from(&*sent))));
+                }
+            }
         }
     }
     changes.sort_by_key(Change::pos);
@@ -478,6 +488,8 @@ struct Written {
     from: i64,
     to: i64,
     refused: HashSet<i64>,
+    /// The positions of messages to devices that had been sent already.
+    repeated: HashSet<i64>,
 }
 
 async fn write_transaction(store: &Store, operations: &mut [Operation]) -> Result<Written> {
@@ -517,6 +529,10 @@ async fn write_transaction(store: &Store, operations: &mut [Operation]) -> Resul
                 next += 1;
                 data.pos = next;
             }
+            Operation::ToDevice(sent) => {
+                next += 1;
+                sent.pos = next;
+            }
         }
     }
 
@@ -533,7 +549,7 @@ async fn write_transaction(store: &Store, operations: &mut [Operation]) -> Resul
         .collect();
     if !refused.is_empty() && appends.is_empty() && operations.iter().all(|op| matches!(op, Operation::Append(_))) {
         // Nothing to write: leave the stream as it was.
-        return Ok(Written { from, to: from, refused });
+        return Ok(Written { from, to: from, refused, repeated: HashSet::new() });
     }
     insert_nodes(&mut transaction, &appends).await?;
     insert_events(&mut transaction, &appends).await?;
@@ -542,15 +558,16 @@ async fn write_transaction(store: &Store, operations: &mut [Operation]) -> Resul
     redact(&mut transaction, &appends).await?;
     upsert_receipts(&mut transaction, operations).await?;
     upsert_account_data(&mut transaction, operations).await?;
+    let repeated = to_device::insert(&mut transaction, operations).await?;
     transaction.commit().await?;
-    Ok(Written { from, to, refused })
+    Ok(Written { from, to, refused, repeated })
 }
 
 fn positions(operation: &Operation) -> i64 {
     match operation {
         // A write that shows no event may still change memberships, which are told at its last position.
         Operation::Append(append) => (append.events.len() as i64).max(1),
-        Operation::Receipt(_) | Operation::AccountData(_) => 1,
+        Operation::Receipt(_) | Operation::AccountData(_) | Operation::ToDevice(_) => 1,
     }
 }
 

@@ -1,8 +1,11 @@
 //! The devices of our own users.
 
+use std::{collections::HashSet, sync::Arc};
+
 use crate::{
     Result, Store,
     database::Engine,
+    encryption::{StreamWrite, device_lists::Audience},
     sql::{Texts, execute, json_rows, listed, optional, rows},
 };
 
@@ -66,40 +69,62 @@ impl Store {
         Ok(found.map(Device::from))
     }
 
-    /// Calls a device something else. False if there is none.
-    pub async fn rename_device(&self, user_nid: i64, device_id: &str, display_name: Option<&str>) -> Result<bool> {
-        let mut transaction = self.database.begin().await?;
-        let renamed = execute!(
-            transaction,
-            "UPDATE devices SET display_name = $3 WHERE user_nid = $1 AND device_id = $2",
-            user_nid,
-            device_id,
-            display_name
-        )?;
-        transaction.commit().await?;
-        Ok(renamed == 1)
+    /// Calls a device something else, and announces it where others see its name. False if there is none.
+    pub async fn rename_device(
+        self: &Arc<Self>,
+        user_nid: i64,
+        device_id: &str,
+        display_name: Option<&str>,
+    ) -> Result<bool> {
+        let audience = self.own_audience(user_nid).await?;
+        let (device_id, display_name) = (device_id.to_owned(), display_name.map(str::to_owned));
+        self.write_in_stream(move |write| {
+            Box::pin(async move {
+                let keyed = write.keyed_devices(user_nid).await?;
+                let renamed = execute!(
+                    write.transaction,
+                    "UPDATE devices SET display_name = $3 WHERE user_nid = $1 AND device_id = $2",
+                    user_nid,
+                    &*device_id,
+                    display_name.as_deref()
+                )?;
+                if renamed == 1 && keyed.contains(&device_id) {
+                    write.announce_device(user_nid, &device_id, &audience).await?;
+                }
+                Ok(renamed == 1)
+            })
+        })
+        .await
     }
 
-    /// Removes some of a user's devices, with their tokens; answers the identifiers of those that were there.
-    pub async fn delete_devices(&self, user_nid: i64, device_ids: &[&str]) -> Result<Vec<String>> {
-        let mut transaction = self.database.begin().await?;
-        let deleted: Vec<(String,)> = rows!(
-            transaction,
-            listed!("DELETE FROM devices WHERE device_id ", "$2", " AND user_nid = $1 RETURNING device_id"),
-            user_nid,
-            Texts(device_ids)
-        )?;
-        transaction.commit().await?;
-        Ok(deleted.into_iter().map(|(device_id,)| device_id).collect())
+    /// Removes some of a user's devices, with their tokens, keys and messages, and announces that; answers the
+    /// identifiers of those that were there.
+    pub async fn delete_devices(self: &Arc<Self>, user_nid: i64, device_ids: &[&str]) -> Result<Vec<String>> {
+        let audience = self.own_audience(user_nid).await?;
+        let device_ids: Vec<String> = device_ids.iter().map(|device_id| (*device_id).to_owned()).collect();
+        self.write_in_stream(move |write| {
+            Box::pin(async move {
+                let keyed = write.keyed_devices(user_nid).await?;
+                let device_ids: Vec<&str> = device_ids.iter().map(String::as_str).collect();
+                let gone: Vec<(String,)> = rows!(
+                    write.transaction,
+                    listed!("DELETE FROM devices WHERE device_id ", "$2", " AND user_nid = $1 RETURNING device_id"),
+                    user_nid,
+                    Texts(&device_ids)
+                )?;
+                write.announce_gone(user_nid, gone, &keyed, &audience).await
+            })
+        })
+        .await
     }
 
-    /// Removes all of a user's devices, with their tokens; answers their identifiers.
-    pub async fn delete_all_devices(&self, user_nid: i64) -> Result<Vec<String>> {
-        let mut transaction = self.database.begin().await?;
-        let deleted: Vec<(String,)> =
-            rows!(transaction, "DELETE FROM devices WHERE user_nid = $1 RETURNING device_id", user_nid)?;
-        transaction.commit().await?;
-        Ok(deleted.into_iter().map(|(device_id,)| device_id).collect())
+    /// Removes all of a user's devices like [`Store::delete_devices`]; answers their identifiers.
+    pub async fn delete_all_devices(self: &Arc<Self>, user_nid: i64) -> Result<Vec<String>> {
+        let audience = self.own_audience(user_nid).await?;
+        self.write_in_stream(move |write| {
+            Box::pin(async move { write.delete_devices_but(user_nid, None, &audience).await })
+        })
+        .await
     }
 
     /// Notes where and when devices were seen, in one transaction.
@@ -138,5 +163,49 @@ impl Store {
             }
         }
         transaction.commit().await
+    }
+}
+
+impl StreamWrite {
+    /// The devices of a user that others know of.
+    async fn keyed_devices(&mut self, user_nid: i64) -> Result<HashSet<String>> {
+        let found: Vec<(String,)> = rows!(
+            self.transaction,
+            "SELECT d.device_id FROM devices AS d JOIN device_keys AS k USING (device_nid) WHERE d.user_nid = $1",
+            user_nid
+        )?;
+        Ok(found.into_iter().map(|(device_id,)| device_id).collect())
+    }
+
+    /// Removes all devices of a user but one, and announces that.
+    pub(crate) async fn delete_devices_but(
+        &mut self,
+        user_nid: i64,
+        kept_nid: Option<i64>,
+        audience: &Audience,
+    ) -> Result<Vec<String>> {
+        let keyed = self.keyed_devices(user_nid).await?;
+        let gone: Vec<(String,)> = rows!(
+            self.transaction,
+            "DELETE FROM devices WHERE user_nid = $1 AND device_nid <> $2 RETURNING device_id",
+            user_nid,
+            kept_nid.unwrap_or(0)
+        )?;
+        self.announce_gone(user_nid, gone, &keyed, audience).await
+    }
+
+    async fn announce_gone(
+        &mut self,
+        user_nid: i64,
+        gone: Vec<(String,)>,
+        keyed: &HashSet<String>,
+        audience: &Audience,
+    ) -> Result<Vec<String>> {
+        let gone: Vec<String> = gone.into_iter().map(|(device_id,)| device_id).collect();
+        for device_id in gone.iter().filter(|device_id| keyed.contains(*device_id)) {
+            self.forget_signatures_of(user_nid, device_id).await?;
+            self.announce_device(user_nid, device_id, audience).await?;
+        }
+        Ok(gone)
     }
 }

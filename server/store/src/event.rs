@@ -174,6 +174,26 @@ impl Event {
         })
     }
 
+    /// What the event was made from.
+    pub fn parts(&self) -> EventParts {
+        EventParts {
+            nid: self.nid,
+            room_nid: self.room_nid,
+            pos: self.pos,
+            depth: self.depth,
+            sender_nid: self.sender_nid,
+            key_nid: self.key_nid,
+            state_before: self.state_before,
+            room_state: self.room_state,
+            forked_state: self.forked_state,
+            replaces: self.replaces,
+            redacted_by: self.redacted_by,
+            device_nid: self.device_nid,
+            txn: self.txn.clone(),
+            flags: self.flags,
+        }
+    }
+
     /// The JSON in the federation's format, as received or as signed here.
     pub fn json(&self) -> &str {
         &self.json

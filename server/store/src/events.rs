@@ -196,8 +196,7 @@ impl Store {
 
     /// Events by number, in the order asked. Numbers without an event are an error.
     pub async fn events(&self, nids: &[i64]) -> Result<Vec<Arc<Event>>> {
-        let mut found: Vec<Option<Arc<Event>>> =
-            nids.iter().map(|nid| self.events.get(nid).or_else(|| self.pending_event(*nid))).collect();
+        let mut found: Vec<Option<Arc<Event>>> = nids.iter().map(|nid| self.events.get(nid)).collect();
         let missing: Vec<i64> =
             nids.iter().zip(&found).filter(|(_, event)| event.is_none()).map(|(nid, _)| *nid).collect();
         if !missing.is_empty() {

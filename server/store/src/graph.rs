@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use ruma::{EventId, OwnedEventId};
 
 use crate::{
-    Error, Event, Result, Store,
+    Error, Result, Store,
     names::Weight,
     sql::{Ids, Texts, execute, listed, rows},
     state_tree::{self, Change as StateChange},
@@ -30,34 +30,7 @@ impl Weight for Arc<[i64]> {
     }
 }
 
-/// Events that are drafted and in no other place yet, for whoever resolves states with them. Dropping it forgets them.
-#[derive(Debug)]
-pub struct PendingEvents<'s> {
-    store: &'s Store,
-    nids: Vec<i64>,
-}
-
-impl Drop for PendingEvents<'_> {
-    fn drop(&mut self) {
-        let mut pending = self.store.pending_events.write();
-        for nid in &self.nids {
-            pending.remove(nid);
-        }
-    }
-}
-
 impl Store {
-    /// Lets drafted events be read by their numbers, with their auth edges, while the guard lives.
-    pub fn pend_events(&self, events: Vec<(Arc<Event>, Arc<[i64]>)>) -> PendingEvents<'_> {
-        let nids = events.iter().map(|(event, _)| event.nid).collect();
-        self.pending_events.write().extend(events.into_iter().map(|(event, auth)| (event.nid, (event, auth))));
-        PendingEvents { store: self, nids }
-    }
-
-    pub(crate) fn pending_event(&self, nid: i64) -> Option<Arc<Event>> {
-        self.pending_events.read().get(&nid).map(|(event, _)| event.clone())
-    }
-
     /// What differs between two snapshots.
     pub async fn state_diff(&self, old: i64, new: i64) -> Result<Vec<StateChange>> {
         Ok(state_tree::diff(self, old, new).await?)
@@ -97,8 +70,7 @@ impl Store {
         let mut found: HashMap<i64, Arc<[i64]>> = HashMap::with_capacity(nids.len());
         let mut missing = Vec::new();
         for &nid in nids {
-            let pending = || self.pending_events.read().get(&nid).map(|(_, auth)| auth.clone());
-            match self.auth_edges.get(&nid).or_else(pending) {
+            match self.auth_edges.get(&nid) {
                 Some(auth) => drop(found.insert(nid, auth)),
                 None => missing.push(nid),
             }

@@ -14,6 +14,7 @@ mod committer;
 mod database;
 mod destinations;
 mod devices;
+mod encryption;
 mod error;
 mod event;
 mod events;
@@ -37,8 +38,7 @@ mod tokens;
 mod uia;
 mod unread;
 
-use std::{
-    collections::HashMap,sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
 use quick_cache::sync::Cache;
@@ -53,10 +53,20 @@ pub use self::{
     database::{Database, DatabaseOptions},
     destinations::{FEDERATION_SENDER, Gap, RoomServers, StoredDestination},
     devices::{Device, Sighting},
+    encryption::{
+        backups::{Backup, BackupPart, BackupSession, BackupWrite},
+        cross_signing::{CrossSigningKey, CrossSigningUpdate, KeySignature},
+        device_keys::{DehydratedDevice, DeviceKeys, NewDehydratedDevice},
+        device_lists::DeviceListChange,
+        edus::{EduSubject, PendingEdu},
+        one_time_keys::{ClaimedKey, KeyCounts, KeyUpload, NewKey, ONE_TIME_KEYS, ONE_TIME_KEYS_MAX},
+        remote_devices::{FetchedDeviceList, RemoteDevice, RemoteDeviceList, RemoteDeviceUpdate, UpdateOutcome},
+        to_device::{TO_DEVICE_MAX, ToDevice, ToDeviceArrival, ToDeviceMessage, WaitingMessage},
+    },
     error::{Error, Result},
     event::{Event, EventParts, flags},
     events::{Direction, redacted_event_id},
-    graph::{InboundEvent, PendingEvents},
+    graph::InboundEvent,
     leases::{Candidate, Lease},
     media::MediaFile,
     names::{RoomName, StateKey},
@@ -91,6 +101,7 @@ pub struct StoreOptions {
 /// The store: one for a process.
 pub struct Store {
     database: Database,
+    server_name: Box<str>,
     names: Names,
     nids: Numbers,
     event_nids: Numbers,
@@ -99,7 +110,6 @@ pub struct Store {
     nodes: Cache<i64, Arc<Node>, ByWeight>,
     auth_edges: Cache<i64, Arc<[i64]>, ByWeight>,
     pending: Pending,
-    pending_events: RwLock<HashMap<i64, (Arc<Event>, Arc<[i64]>)>>,
     recent: Recent,
     queue: Queue,
     tail: Mutex<Tail>,
@@ -136,6 +146,7 @@ impl Store {
         let edges_share = bytes / 20;
         let store = Arc::new(Self {
             database,
+            server_name: options.server_name.as_str().into(),
             names: Names::new(bytes / 20 * 3),
             nids: Numbers::new("nids"),
             event_nids: Numbers::new("events"),
@@ -144,7 +155,6 @@ impl Store {
             nodes: Cache::with_weighter((nodes_share / 512) as usize, nodes_share, ByWeight),
             auth_edges: Cache::with_weighter((edges_share / 128) as usize, edges_share, ByWeight),
             pending: Pending::default(),
-            pending_events: RwLock::default(),
             recent: Recent::new(pos, bytes / 10 * 2),
             queue,
             tail: Mutex::new(Tail { pos }),

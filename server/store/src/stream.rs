@@ -13,8 +13,9 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::{
-    AccountData, Error, Event, Member, Receipt, Result, Store,
+    AccountData, DeviceListChange, Error, Event, Member, Receipt, Result, Store, ToDeviceArrival,
     database::Database,
+    encryption::{device_lists, to_device},
     events::{EventRow, redacted_event_id, select_events},
     sql::{row, rows},
 };
@@ -58,6 +59,10 @@ pub enum Change {
     AccountData(Arc<AccountData>),
     /// A user's place in a room, which its event or the resolution of the room's state has changed.
     Membership(Member),
+    /// Messages have come for devices.
+    ToDevice(Arc<ToDeviceArrival>),
+    /// A user's devices or cross-signing keys have changed.
+    DeviceList(Arc<DeviceListChange>),
 }
 
 impl Change {
@@ -68,6 +73,8 @@ impl Change {
             Self::Receipt(receipt) => receipt.pos,
             Self::AccountData(data) => data.pos,
             Self::Membership(member) => member.pos,
+            Self::ToDevice(arrival) => arrival.pos,
+            Self::DeviceList(change) => change.pos,
         }
     }
 }
@@ -357,6 +364,8 @@ impl Store {
         for member in members {
             changes.push(Change::Membership(member.try_into()?));
         }
+        changes.extend(to_device::read_changes(&mut reader, from, to).await?);
+        changes.extend(device_lists::read_changes(&mut reader, from, to).await?);
         changes.sort_by_key(Change::pos);
         Ok(changes)
     }

@@ -11,7 +11,7 @@ use myelin_rooms::{
     visibility::{Viewer, membership_in},
 };
 use myelin_store::{AccountData, Event, Member, Membership, Receipt, RoomName, StateKey, state_tree};
-use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     live::{LiveNews, ShownPresence},
     observe,
     response::{
-        Answer, Events, InvitedRoom, JoinedRoom, KnockedRoom, LeftRoom, RoomSections, RoomSummary, State, Timeline,
+        Answer, DeviceLists, Events, InvitedRoom, JoinedRoom, KnockedRoom, LeftRoom, RoomSections, RoomSummary, State, Timeline,
         UnreadNotifications,
     },
     state::{Extent, Recipient, Room, states},
@@ -114,8 +114,17 @@ impl Sync {
             ..RoomSections::default()
         };
         let Sundries { receipts, read, typing, room_data, global_data } = sundries;
+        let (messages, told_to) = self.messages(request, since, to).await?;
+        let device_lists = match since {
+            Some(since) => self.device_lists(request.user_nid, &request.user_id, since.pos, &view).await?,
+            None => DeviceLists::default(),
+        };
+        let next_batch = Token::sync(since.map_or(0, |since| since.pos).max(to), live.to).with_to_device(told_to);
         let mut answer = Answer {
-            next_batch: Token::sync(since.map_or(0, |since| since.pos).max(to), live.to).to_string(),
+            next_batch: next_batch.to_string(),
+            to_device: Events { events: messages },
+            device_lists,
+            keys: self.keys_left(request.device_nid).await?,
             account_data: Events { events: global_data },
             presence: Events { events: presence },
             rooms,
@@ -133,10 +142,17 @@ impl Sync {
             let whole = self.index.view(request.user_nid, None);
             let news = match since {
                 Some(since) => self.index.view(request.user_nid, Some(since.pos)),
-                None => Some(View { to: 0, rooms: Vec::new(), receipts: None, account_data: true }),
+                None => Some(View {
+                    to: 0,
+                    rooms: Vec::new(),
+                    receipts: None,
+                    account_data: true,
+                    device_lists: Some(Vec::new()),
+                }),
             };
             if let (Some(whole), Some(news)) = (whole, news) {
-                return Ok(View { receipts: news.receipts, account_data: news.account_data, ..whole });
+                let View { receipts, account_data, device_lists, .. } = news;
+                return Ok(View { receipts, account_data, device_lists, ..whole });
             }
             // Forgotten in between.
             self.load(request.user_nid).await?;
@@ -168,7 +184,7 @@ impl Sync {
             .filter(|(room, _)| since_pos.is_some_and(|since| room.place.pos > since))
             .map(|(room, _)| (room.room_nid, since_pos.unwrap_or_default()))
             .collect();
-        let before = self.memberships_at(request, &moved).await?;
+        let before = self.memberships_at(&request.user_id, &moved).await?;
         let forgotten = self.forgotten_rooms(request, &rooms).await?;
         self.read_ends(&rooms).await?;
 
@@ -260,12 +276,16 @@ impl Sync {
     }
 
     /// The user's memberships in some rooms at positions, from the rooms' state there.
-    async fn memberships_at(&self, request: &Request, asked: &[(i64, i64)]) -> Result<HashMap<i64, Membership>> {
+    pub(crate) async fn memberships_at(
+        &self,
+        user_id: &UserId,
+        asked: &[(i64, i64)],
+    ) -> Result<HashMap<i64, Membership>> {
         let mut found = HashMap::new();
         if asked.is_empty() {
             return Ok(found);
         }
-        let key = StateKey::new("m.room.member", request.user_id.as_str());
+        let key = StateKey::new("m.room.member", user_id.as_str());
         let Some(key_nid) = self.store.known_key_nids(&[key]).await?.pop().flatten() else { return Ok(found) };
         let roots = self.store.room_states_at(asked).await?;
         let mut nids = Vec::new();

@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use myelin_store::{Batch, Change, Event, Member, Membership, Receipt};
+use myelin_store::{Batch, Change, DeviceListChange, Event, Member, Membership, Receipt};
 use parking_lot::Mutex;
 use ruma::{OwnedUserId, push::Ruleset};
 use tokio::sync::Notify;
@@ -24,6 +24,10 @@ const USERS_MAX: usize = 50_000;
 const PLACES_MAX: usize = 2_000_000;
 /// The newest receipts of all rooms.
 const RECEIPTS_MAX: usize = 4096;
+/// The newest changes of device lists.
+const DEVICE_CHANGES_MAX: usize = 4096;
+/// Rooms that these name, all together.
+const DEVICE_ROOMS_MAX: usize = 500_000;
 
 /// A user's place in a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +59,8 @@ pub(crate) struct RoomView {
     pub(crate) events: Option<bool>,
     /// The position of the last membership event, or one that none has come after.
     pub(crate) members_pos: i64,
+    /// The same of the last event that says that the room is encrypted.
+    pub(crate) encryption_pos: i64,
 }
 
 /// What may be news for a user.
@@ -67,12 +73,17 @@ pub(crate) struct View {
     pub(crate) receipts: Option<Vec<Arc<Receipt>>>,
     /// Whether there may be new account data.
     pub(crate) account_data: bool,
+    /// Users in the same rooms whose keys have changed; `None` when only the store knows.
+    pub(crate) device_lists: Option<Vec<i64>>,
 }
 
 impl View {
     /// True if there is surely nothing.
     pub(crate) fn is_empty(&self) -> bool {
-        self.rooms.is_empty() && !self.account_data && self.receipts.as_ref().is_some_and(Vec::is_empty)
+        self.rooms.is_empty()
+            && !self.account_data
+            && self.receipts.as_ref().is_some_and(Vec::is_empty)
+            && self.device_lists.as_ref().is_some_and(Vec::is_empty)
     }
 }
 
@@ -80,6 +91,7 @@ impl View {
 struct RoomNews {
     event: i64,
     member: i64,
+    encryption: i64,
 }
 
 /// A user's polls that wait, and how to wake them.
@@ -98,6 +110,10 @@ struct User {
     data_floor: i64,
     data_pos: i64,
     settings: Option<Arc<Settings>>,
+    /// Messages to devices after this position are known of here.
+    to_device_floor: i64,
+    /// By device, the position of the last message.
+    to_device: HashMap<i64, i64>,
     used: u64,
 }
 
@@ -116,6 +132,10 @@ struct Inner {
     /// Those among them that no other has gone beyond, by room and user.
     foremost: HashMap<(i64, i64), Vec<Arc<Receipt>>>,
     receipts_floor: i64,
+    device_changes: VecDeque<Arc<DeviceListChange>>,
+    /// The rooms that these name.
+    device_rooms: usize,
+    device_floor: i64,
     waiting: HashMap<i64, Waiting>,
     /// Grows when what is known of users had to be thrown away.
     epoch: u64,
@@ -170,6 +190,15 @@ impl Index {
                         user.settings = None;
                     }
                 }
+                Change::ToDevice(arrival) => {
+                    for (user_nid, device_nid) in &arrival.devices {
+                        touched.users.insert(*user_nid);
+                        if let Some(user) = inner.users.get_mut(user_nid) {
+                            user.to_device.insert(*device_nid, arrival.pos);
+                        }
+                    }
+                }
+                Change::DeviceList(change) => inner.note_device_list(change, &mut touched),
             }
         }
         inner.position = batch.to;
@@ -222,6 +251,8 @@ impl Index {
             data_floor: position,
             data_pos: position,
             settings: None,
+            to_device_floor: position,
+            to_device: HashMap::new(),
             used: now,
         });
         USERS.set(inner.users.len() as i64);
@@ -252,6 +283,7 @@ impl Index {
         for (&room_nid, &place) in &user.rooms {
             let news = inner.rooms.get(&room_nid).copied();
             let members_pos = news.map_or(0, |news| news.member).max(inner.floor);
+            let encryption_pos = news.map_or(0, |news| news.encryption).max(inner.floor);
             let events = match (since, news) {
                 (None, _) => Some(true),
                 (Some(since), Some(news)) if news.event > since => Some(true),
@@ -260,7 +292,7 @@ impl Index {
             let moved = since.is_none_or(|since| place.pos > since);
             let has_events = place.membership == Membership::Join && events != Some(false);
             if moved || has_events {
-                rooms.push(RoomView { room_nid, place, events, members_pos });
+                rooms.push(RoomView { room_nid, place, events, members_pos, encryption_pos });
             }
         }
         rooms.sort_unstable_by_key(|room| room.room_nid);
@@ -276,7 +308,18 @@ impl Index {
             RECEIPT_READS.with_label_values(&[outcome]).inc();
         }
         let account_data = since.is_none_or(|since| since < user.data_floor || since < user.data_pos);
-        Some(View { to, rooms, receipts, account_data })
+        let device_lists = match since {
+            None => Some(Vec::new()),
+            Some(since) => (since >= inner.device_floor).then(|| inner.device_lists_after(user, user_nid, since)),
+        };
+        Some(View { to, rooms, receipts, account_data, device_lists })
+    }
+
+    /// Up to where a device may have messages. To be asked after [`Index::view`], so that none is passed over.
+    pub(crate) fn to_device_pos(&self, user_nid: i64, device_nid: i64) -> i64 {
+        let inner = self.0.lock();
+        let Some(user) = inner.users.get(&user_nid) else { return i64::MAX };
+        user.to_device.get(&device_nid).copied().unwrap_or(user.to_device_floor)
     }
 
     /// A user's place in a room, and the position of the room's last membership event or one that none has come after.
@@ -374,6 +417,9 @@ impl Inner {
         self.receipts.clear();
         self.foremost.clear();
         self.receipts_floor = position;
+        self.device_changes.clear();
+        self.device_rooms = 0;
+        self.device_floor = position;
         self.users.clear();
         self.joined.clear();
         self.places = 0;
@@ -418,8 +464,10 @@ impl Inner {
         touched.rooms.insert(event.room_nid);
         let news = self.rooms.entry(event.room_nid).or_default();
         news.event = pos;
-        if event.event_type() == "m.room.member" {
-            news.member = pos;
+        match event.event_type() {
+            "m.room.member" => news.member = pos,
+            "m.room.encryption" => news.encryption = pos,
+            _ => {}
         }
     }
 
@@ -432,6 +480,31 @@ impl Inner {
             touched.users.insert(member.user_nid);
             self.set_place(member.user_nid, member.room_nid, Place::from(member));
         }
+    }
+
+    fn note_device_list(&mut self, change: &Arc<DeviceListChange>, touched: &mut Touched) {
+        touched.users.insert(change.only_for.unwrap_or(change.user_nid));
+        touched.rooms.extend(change.rooms.iter());
+        self.device_changes.push_back(change.clone());
+        self.device_rooms += change.rooms.len();
+        while self.device_changes.len() > DEVICE_CHANGES_MAX || self.device_rooms > DEVICE_ROOMS_MAX {
+            let Some(oldest) = self.device_changes.pop_front() else { break };
+            self.device_rooms -= oldest.rooms.len();
+            self.device_floor = oldest.pos;
+        }
+    }
+
+    /// Those whose changes after a position a user has to know of.
+    fn device_lists_after(&self, user: &User, user_nid: i64, since: i64) -> Vec<i64> {
+        let start = self.device_changes.partition_point(|change| change.pos <= since);
+        let is_joined = |room_nid: &i64| {
+            user.rooms.get(room_nid).is_some_and(|place| place.membership == Membership::Join)
+        };
+        let concerns = |change: &&Arc<DeviceListChange>| match change.only_for {
+            Some(only) => only == user_nid,
+            None => change.user_nid == user_nid || change.rooms.iter().any(is_joined),
+        };
+        self.device_changes.range(start..).filter(concerns).map(|change| change.user_nid).collect()
     }
 
     /// Sets a user's place in a room, unless a newer one is known.

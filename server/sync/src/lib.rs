@@ -5,10 +5,12 @@
 
 mod account_data;
 mod answer;
+mod device_lists;
 mod ephemeral;
 mod error;
 mod filter;
 mod index;
+mod keys_left;
 mod lazy;
 mod live;
 mod metrics;
@@ -19,6 +21,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 mod timeline;
+mod to_device;
 pub mod token;
 mod unread;
 
@@ -33,12 +36,13 @@ use std::{
 
 use bytes::Bytes;
 use myelin_rooms::{Rooms, visibility::membership_in};
-use myelin_store::{Batch, Change, Ephemeral, Observer, Store};
+use myelin_store::{Batch, Change, Ephemeral, ONE_TIME_KEYS, Observer, Store};
 use quick_cache::sync::Cache;
 use ruma::{OwnedUserId, UserId, presence::PresenceState};
 
 pub use self::{
     account_data::is_server_managed,
+    device_lists::KeyChanges,
     error::{Error, Result},
     filter::Filter,
     live::Presence,
@@ -46,11 +50,13 @@ pub use self::{
 };
 use self::{
     index::{Index, View},
+    keys_left::KeysLeftCache,
     lazy::SentMembers,
     live::{Live, LiveNews, PresenceNotice, SeenNotice, Sighting, TypingNotice},
     metrics::{ANSWER_SECONDS, SYNCS, USER_LOADS, WAKE_SECONDS},
     response::Answer,
     summary::Summaries,
+    to_device::Acknowledged,
     token::Token,
     unread::UnreadCounts,
 };
@@ -61,6 +67,8 @@ const TICK: Duration = Duration::from_secs(1);
 const PRESENCE_TICKS: u32 = 10;
 /// Stored filters in memory.
 const FILTERS: usize = 4096;
+/// Rooms that are remembered to be encrypted.
+const ENCRYPTED_ROOMS: usize = 100_000;
 /// How long a user's rooms may take to be told, once the database has them.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
@@ -124,6 +132,10 @@ pub struct Sync {
     unread: UnreadCounts,
     summaries: Summaries,
     sent: SentMembers,
+    keys_left: KeysLeftCache,
+    acknowledged: Acknowledged,
+    /// Rooms known to be encrypted, which does not end.
+    encrypted: Cache<i64, ()>,
     filters: Cache<(i64, i64), Arc<Filter>>,
     ticker: tokio::task::AbortHandle,
     stopping: AtomicBool,
@@ -163,6 +175,9 @@ impl Sync {
             unread: UnreadCounts::new(),
             summaries: Summaries::new(),
             sent: SentMembers::new(),
+            keys_left: KeysLeftCache::new(),
+            acknowledged: Acknowledged::default(),
+            encrypted: Cache::new(ENCRYPTED_ROOMS),
             filters: Cache::new(FILTERS),
             ticker: tokio::spawn(tick(weak.clone())).abort_handle(),
             stopping: AtomicBool::new(false),
@@ -207,7 +222,11 @@ impl Sync {
     pub async fn sync(self: &Arc<Self>, request: Request) -> Result<Bytes> {
         self.load(request.user_nid).await?;
         Box::pin(self.seen_syncing(&request)).await?;
-        let since = match self.known_since(request.since).await? {
+        let since = self.known_since(request.since).await?;
+        if let Some(since) = since {
+            self.acknowledge(&request, since).await?;
+        }
+        let since = match since {
             Some(since) if !request.full_state => since,
             since => {
                 let kind = if since.is_some() { "full_state" } else { "initial" };
@@ -252,21 +271,28 @@ impl Sync {
                 since = answer.next_batch.parse().unwrap_or(since);
             }
             if request.timeout.is_zero() || self.stopping.load(Ordering::Acquire) {
-                return Ok(Answer { next_batch: since.to_string(), ..Answer::default() });
+                return self.nothing(request, since).await;
             }
             tokio::select! {
                 biased;
                 () = &mut woken => {}
-                () = &mut timeout => return Ok(Answer { next_batch: since.to_string(), ..Answer::default() }),
+                () = &mut timeout => return self.nothing(request, since).await,
             }
         }
+    }
+
+    /// The answer where there is no news.
+    async fn nothing(&self, request: &Request, since: Token) -> Result<Answer> {
+        let keys = self.keys_left(request.device_nid).await?;
+        Ok(Answer { next_batch: since.to_string(), keys, ..Answer::default() })
     }
 
     /// What may be news. Where there surely is none, moves the token to where we looked up to.
     fn look(&self, request: &Request, since: &mut Token) -> Option<Look> {
         let view = self.index.view(request.user_nid, Some(since.pos))?;
+        let has_messages = self.index.to_device_pos(request.user_nid, request.device_nid) > since.to_device_pos();
         let live = self.live_news(request, Some(since.serial.unwrap_or(0)));
-        if view.is_empty() && live.typing.is_empty() && live.presence.is_empty() {
+        if view.is_empty() && !has_messages && live.typing.is_empty() && live.presence.is_empty() {
             *since = Token::sync(since.pos.max(view.to), live.to);
             return None;
         }
@@ -341,6 +367,10 @@ impl Sync {
 
     fn tell_live(&self, notice: &Ephemeral) {
         match notice.kind.as_str() {
+            ONE_TIME_KEYS => match serde_json::from_str::<Vec<i64>>(&notice.json) {
+                Ok(devices) => self.keys_left.forget(&devices),
+                Err(_) => self.keys_left.forget_all(),
+            },
             "typing" => {
                 if let Ok(notice) = serde_json::from_str::<TypingNotice>(&notice.json)
                     && self.live.note_typing(notice, now_ms())
@@ -413,7 +443,7 @@ impl Observer for Follower {
                     }
                 }
                 Change::Receipt(receipt) => sync.unread.received(receipt),
-                Change::AccountData(_) | Change::Membership(_) => {}
+                Change::AccountData(_) | Change::Membership(_) | Change::ToDevice(_) | Change::DeviceList(_) => {}
             }
         }
         let roused = if active.is_empty() { Vec::new() } else { sync.live.note_activity(active, now_ms()) };
@@ -431,6 +461,7 @@ impl Observer for Follower {
 
     fn missed(&self) {
         if let Some(sync) = self.0.upgrade() {
+            sync.keys_left.forget_all();
             // Not from here: the store is telling its observers.
             sync.missed.store(true, Ordering::Release);
         }

@@ -67,6 +67,14 @@ pub(crate) static SUMMARIES_MADE: LazyLock<IntCounterVec> = LazyLock::new(|| {
     .expect(UNIQUE)
 });
 
+pub(crate) static KEYS_LEFT_READS: LazyLock<IntCounter> = LazyLock::new(|| {
+    register_int_counter!(
+        "myelin_sync_key_count_reads_total",
+        "Times that the keys a device has left were counted in the database."
+    )
+    .expect(UNIQUE)
+});
+
 /// Shows every metric from the start on, not from its first use.
 pub(crate) fn show() {
     LazyLock::force(&WAITERS);
@@ -79,4 +87,5 @@ pub(crate) fn show() {
     LazyLock::force(&UNREAD_SCANS);
     LazyLock::force(&UNREAD_EVENTS);
     LazyLock::force(&SUMMARIES_MADE);
+    LazyLock::force(&KEYS_LEFT_READS);
 }

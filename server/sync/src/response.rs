@@ -1,6 +1,6 @@
 //! The shape of an answer of `/sync`. Events are JSON already and go out as they are.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use serde::Serialize;
@@ -25,8 +25,12 @@ pub(crate) struct Answer {
     pub(crate) account_data: Events,
     #[serde(skip_serializing_if = "Events::is_empty")]
     pub(crate) presence: Events,
-    /// The encryption issue fills it; clients ask for its presence.
-    pub(crate) device_one_time_keys_count: BTreeMap<String, u64>,
+    #[serde(skip_serializing_if = "Events::is_empty")]
+    pub(crate) to_device: Events,
+    #[serde(skip_serializing_if = "DeviceLists::is_empty")]
+    pub(crate) device_lists: DeviceLists,
+    #[serde(flatten)]
+    pub(crate) keys: Arc<KeysLeft>,
     #[serde(skip_serializing_if = "RoomSections::is_empty")]
     pub(crate) rooms: RoomSections,
 }
@@ -34,8 +38,35 @@ pub(crate) struct Answer {
 impl Answer {
     /// True if a client learns nothing from it but the next token.
     pub(crate) fn is_empty(&self) -> bool {
-        self.account_data.is_empty() && self.presence.is_empty() && self.rooms.is_empty()
+        self.account_data.is_empty()
+            && self.presence.is_empty()
+            && self.rooms.is_empty()
+            && self.to_device.is_empty()
+            && self.device_lists.is_empty()
     }
+}
+
+/// Whose keys a client has to ask for again, and who is none of its business any more.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct DeviceLists {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) changed: Vec<OwnedUserId>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) left: Vec<OwnedUserId>,
+}
+
+impl DeviceLists {
+    fn is_empty(&self) -> bool {
+        self.changed.is_empty() && self.left.is_empty()
+    }
+}
+
+/// The keys of the device that others can still claim. The counts are always there: clients take it for none if one is
+/// missing, or for a server that does not tell.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct KeysLeft {
+    pub(crate) device_one_time_keys_count: BTreeMap<String, i64>,
+    pub(crate) device_unused_fallback_key_types: Vec<String>,
 }
 
 #[derive(Debug, Default, Serialize)]

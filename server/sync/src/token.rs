@@ -1,7 +1,8 @@
 //! Tokens: places between the positions of the stream.
 //!
 //! `t5` stands after everything up to position 5 and before everything from 6 on. `s5_1700` does so too, and says
-//! besides which typing notifications and presence a client has been told of.
+//! besides which typing notifications and presence a client has been told of. `s5_1700_3` says that messages to the
+//! device were told up to position 3 only: there were too many for one answer.
 
 use std::{fmt, str::FromStr};
 
@@ -20,19 +21,33 @@ pub struct Token {
     pub pos: i64,
     /// The last of what is not kept (typing, presence) that was told; only in the tokens of `/sync`.
     pub serial: Option<u64>,
+    /// The last position up to which messages to the device were told, where that is before [`Token::pos`].
+    pub to_device: Option<i64>,
 }
 
 impl Token {
     /// A place in a room's timeline.
     #[must_use]
     pub fn timeline(pos: i64) -> Self {
-        Self { pos, serial: None }
+        Self { pos, serial: None, to_device: None }
     }
 
     /// The end of an answer of `/sync`.
     #[must_use]
     pub fn sync(pos: i64, serial: u64) -> Self {
-        Self { pos, serial: Some(serial) }
+        Self { pos, serial: Some(serial), to_device: None }
+    }
+
+    /// The same with messages to the device told up to a position only.
+    #[must_use]
+    pub fn with_to_device(self, pos: Option<i64>) -> Self {
+        Self { to_device: pos.filter(|pos| *pos < self.pos), ..self }
+    }
+
+    /// The last position up to which messages to the device were told.
+    #[must_use]
+    pub fn to_device_pos(&self) -> i64 {
+        self.to_device.unwrap_or(self.pos)
     }
 
     /// The place right before an event.
@@ -44,9 +59,10 @@ impl Token {
 
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.serial {
-            Some(serial) => write!(f, "s{}_{serial}", self.pos),
-            None => write!(f, "t{}", self.pos),
+        match (self.serial, self.to_device) {
+            (Some(serial), Some(to_device)) => write!(f, "s{}_{serial}_{to_device}", self.pos),
+            (Some(serial), None) => write!(f, "s{}_{serial}", self.pos),
+            (None, _) => write!(f, "t{}", self.pos),
         }
     }
 }
@@ -59,7 +75,15 @@ impl FromStr for Token {
             return Ok(Self::timeline(number(pos)?));
         }
         let (pos, serial) = text.strip_prefix('s').and_then(|rest| rest.split_once('_')).ok_or(InvalidToken)?;
-        Ok(Self::sync(number(pos)?, number(serial)?))
+        let (serial, to_device) = match serial.split_once('_') {
+            Some((serial, to_device)) => (serial, Some(number(to_device)?)),
+            None => (serial, None),
+        };
+        let token = Self::sync(number(pos)?, number(serial)?);
+        match to_device {
+            Some(to_device) if !(0..token.pos).contains(&to_device) => Err(InvalidToken),
+            to_device => Ok(token.with_to_device(to_device)),
+        }
     }
 }
 
@@ -76,7 +100,8 @@ mod tests {
     /// What is written can be read.
     #[test]
     fn round_trip() {
-        for token in [Token::timeline(0), Token::timeline(-7), Token::before(1), Token::sync(12, 1_700_000_000_000)] {
+        let sync = Token::sync(12, 1_700_000_000_000);
+        for token in [Token::timeline(0), Token::timeline(-7), Token::before(1), sync, sync.with_to_device(Some(7))] {
             assert_eq!(token.to_string().parse(), Ok(token));
         }
         assert_eq!(Token::before(8).to_string(), "t7");
@@ -94,6 +119,9 @@ mod tests {
             "s_1",
             "t1_1",
             "s1_2_3",
+            "s1_2_-1",
+            "s5_2_",
+            "s5_2_3_4",
             "s+1_2",
             "t01",
             "x5",

@@ -35,7 +35,7 @@ const DIALS_MAX: usize = 128;
 
 /// What to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     /// The machine.
     pub host: Host,
     /// The port.
@@ -44,7 +44,7 @@ pub struct Endpoint {
 
 /// A machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Host {
+pub(crate) enum Host {
     /// An IP literal.
     Address(IpAddr),
     /// A name to be looked up.
@@ -62,7 +62,7 @@ impl fmt::Display for Endpoint {
 
 /// Why there is no connection.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum DialError {
+pub(crate) enum DialError {
     /// A name cannot be looked up.
     #[error(transparent)]
     Dns(#[from] DnsError),

@@ -141,7 +141,8 @@ impl Config {
             if let Some(twice) = listener.resources.iter().find(|resource| !seen.insert(**resource)) {
                 found.push(Problem::error(&key("resources"), format!("`{twice}` is there twice")));
             }
-            if listener.resources.is_empty() {
+            listener.check_connections(key, found);
+            if listener.resources.is_empty() && !listener.redirect_to_https {
                 found.push(Problem::error(&key("resources"), "it is empty, so nothing would be answered there"));
             }
             if listener.resources.contains(&Resource::Federation) {
@@ -312,7 +313,7 @@ mod tests {
     }
 
     fn listener(address: &str, resources: &[Resource]) -> Listener {
-        Listener { address: address.parse().unwrap(), resources: resources.to_vec(), tls: false }
+        Listener { address: address.parse().unwrap(), resources: resources.to_vec(), ..Listener::default() }
     }
 
     /// The defaults are in order, so whatever a test below finds is its own doing.

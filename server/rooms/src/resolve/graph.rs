@@ -1,25 +1,16 @@
 //! What the resolution reads of the event graph, by number: from the store, and from what is about to be stored.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use myelin_store::{Event, StateKey, Store};
 use ruma::{EventId, OwnedEventId, events::StateEventType, room_version_rules::RoomVersionRules};
 use ruma_state_res::Event as _;
 
-use super::work;
+use super::{Drafts, work};
 use crate::{Pdu, Result, writer::rules_of};
-
-/// State events that are not stored yet, by number.
-pub(crate) type Drafts = HashMap<i64, Draft>;
-
-/// A state event that is not stored yet.
-#[derive(Clone, Debug)]
-pub(crate) struct Draft {
-    /// The event.
-    pub(crate) pdu: Arc<Pdu>,
-    /// The numbers of its auth events.
-    pub(crate) auth: Arc<[i64]>,
-}
 
 /// The type and state key of a state event.
 pub(super) type Key = (StateEventType, String);
@@ -77,8 +68,8 @@ impl<'a> Graph<'a> {
     }
 
     /// The numbers of some keys. Keys that no room has are left out.
-    pub(super) async fn key_nids(&self, keys: impl Iterator<Item = Key>) -> Result<HashMap<Key, i64>> {
-        let keys: Vec<Key> = keys.collect();
+    pub(super) async fn key_nids(&self, keys: HashSet<Key>) -> Result<HashMap<Key, i64>> {
+        let keys: Vec<Key> = keys.into_iter().collect();
         let names: Vec<StateKey> =
             keys.iter().map(|(event_type, key)| StateKey::new(&event_type.to_string(), key)).collect();
         let nids = self.store.known_key_nids(&names).await?;

@@ -51,7 +51,7 @@ pub(super) async fn resolve(
     let mut pdus = Pdus::new(rules.clone());
     pdus.load(graph, disputed.values().flatten().copied()).await?;
     let wanted: HashSet<Key> = pdus.all().flat_map(|pdu| auth_types(pdu, &rules.authorization)).collect();
-    let wanted = graph.key_nids(wanted.into_iter()).await?;
+    let wanted = graph.key_nids(wanted).await?;
     let (in_conflict, shared): (Vec<i64>, Vec<i64>) =
         wanted.values().partition(|key_nid| conflict.keys.contains_key(key_nid));
     let mut looked_up = graph.state(conflict.base(), &shared).await?;
@@ -108,7 +108,9 @@ fn settle(disputes: Vec<Dispute>, mut state: State, rules: &AuthorizationRules) 
         let mut found = State::new();
         for mut dispute in disputes {
             // "Sort the list by ascending depth then descending sha1(event_id)."
-            dispute.events.sort_by_cached_key(|pdu| (pdu.depth, Reverse(<[u8; 20]>::from(Sha1::digest(pdu.id().as_str())))));
+            dispute
+                .events
+                .sort_by_cached_key(|pdu| (pdu.depth, Reverse(<[u8; 20]>::from(Sha1::digest(pdu.id().as_str())))));
             let winner = if pass < 3 {
                 last_of_allowed_chain(&dispute, &mut state, rules)
             } else {

@@ -100,10 +100,7 @@ async fn auth_difference(
 }
 
 /// The keys that the algorithm looks up in the states, or replaces in the end.
-fn looked_up<'a>(
-    full: impl Iterator<Item = &'a Arc<Pdu>>,
-    rules: &AuthorizationRules,
-) -> impl Iterator<Item = Key> + use<> {
+fn looked_up<'a>(full: impl Iterator<Item = &'a Arc<Pdu>>, rules: &AuthorizationRules) -> HashSet<Key> {
     // The create event is found by the room's id from room version 12 on.
     let always = [StateEventType::RoomCreate, StateEventType::RoomPowerLevels].map(|kind| (kind, String::new()));
     let mut keys = HashSet::from(always);
@@ -115,7 +112,7 @@ fn looked_up<'a>(
                 .unwrap_or_default(),
         );
     }
-    keys.into_iter()
+    keys
 }
 
 /// Of each snapshot the events in conflict, and what is looked up.

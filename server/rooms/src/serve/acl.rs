@@ -258,7 +258,10 @@ mod tests {
             let mut all = vec![Vec::new()];
             let mut last = all.clone();
             for _ in 0..length {
-                last = last.iter().flat_map(|word| letters.iter().map(|letter| [&word[..], &[*letter]].concat())).collect();
+                last = last
+                    .iter()
+                    .flat_map(|word| letters.iter().map(|letter| [&word[..], &[*letter]].concat()))
+                    .collect();
                 all.extend(last.iter().cloned());
             }
             all

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use myelin_store::{Event, flags};
 use ruma::{EventId, ServerName};
 
-use super::reader::Sight;
-use crate::{Error, Result, Rooms, erased::redacted_copy};
+use crate::{Error, Result, Rooms};
 
 const UNKNOWN: Error = Error::NotFound("there is no such event, or your server may not see it");
 
@@ -27,11 +26,6 @@ impl Rooms {
             Err(Error::Forbidden(_)) => return Err(UNKNOWN),
             reader => reader?,
         };
-        match self.sights(&reader, std::slice::from_ref(&event)).await?.pop() {
-            Some(Sight::Whole) => Ok(event),
-            Some(Sight::Erased) => redacted_copy(&event, &reader.room),
-            Some(Sight::Place) if reader.is_in() => redacted_copy(&event, &reader.room),
-            _ => Err(UNKNOWN),
-        }
+        self.shown_to_server(&reader, vec![event]).await?.pop().ok_or(UNKNOWN)
     }
 }

@@ -15,12 +15,6 @@ struct PrevEvents<'a> {
     prev_events: Vec<Reference<'a>>,
 }
 
-#[derive(Deserialize)]
-struct AuthEvents<'a> {
-    #[serde(borrow)]
-    auth_events: Vec<Reference<'a>>,
-}
-
 /// An event named by its identifier alone, or with its hash in room versions 1 and 2.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -32,11 +26,6 @@ enum Reference<'a> {
 /// The events that an event follows.
 pub(super) fn prev_events(event: &Event) -> Vec<OwnedEventId> {
     serde_json::from_str::<PrevEvents<'_>>(event.json()).map(|links| ids(links.prev_events)).unwrap_or_default()
-}
-
-/// The events that allow an event.
-pub(super) fn auth_events(event: &Event) -> Vec<OwnedEventId> {
-    serde_json::from_str::<AuthEvents<'_>>(event.json()).map(|links| ids(links.auth_events)).unwrap_or_default()
 }
 
 fn ids(references: Vec<Reference<'_>>) -> Vec<OwnedEventId> {

@@ -24,14 +24,14 @@ use prometheus::{IntCounter, IntGauge, register_int_counter, register_int_gauge}
 use quick_cache::{Weighter, sync::Cache};
 use tokio::sync::Semaphore;
 
+use self::{acl::ServerAcl, servers::RoomServers};
 pub use self::{
     hierarchy::{HierarchyPage, HierarchyRequest, ServedHierarchy, SpaceRoom},
     reader::ServerReader,
-    state::{ServedState, ServedStateIds},
+    state::ServedStateIds,
     summary::RoomSummary,
     walk::{BACKFILL_MAX, MISSING_MAX, MissingEvents},
 };
-use self::{acl::ServerAcl, servers::RoomServers};
 
 /// Bytes of access control lists in memory at the most.
 const ACL_BYTES: u64 = 8 << 20;

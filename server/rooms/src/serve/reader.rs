@@ -102,18 +102,24 @@ impl Rooms {
 
     /// Some events of a room as a server may see them, in the same order.
     ///
-    /// Those that it may not see are redacted: it knows the graph then, and what the rules of the room ask for.
+    /// Those that a server in the room may not see are redacted: it knows the graph then, and what the rules of the room
+    /// ask for. Other servers do not get them.
     pub(super) async fn shown_to_server(
         &self,
         reader: &ServerReader<'_>,
         events: Vec<Arc<Event>>,
     ) -> Result<Vec<Arc<Event>>> {
         let sights = self.sights(reader, &events).await?;
-        let shown = events.into_iter().zip(sights).map(|(event, sight)| match sight {
-            Sight::Whole => Ok(event),
-            Sight::Erased | Sight::Place => redacted_copy(&event, &reader.room),
-        });
-        shown.collect()
+        let mut shown = Vec::with_capacity(events.len());
+        for (event, sight) in events.into_iter().zip(sights) {
+            match sight {
+                Sight::Whole => shown.push(event),
+                Sight::Erased => shown.push(redacted_copy(&event, &reader.room)?),
+                Sight::Place if reader.is_in => shown.push(redacted_copy(&event, &reader.room)?),
+                Sight::Place => {}
+            }
+        }
+        Ok(shown)
     }
 
     /// State of a room that a server may read as a whole: as it is, but for members who are erased and whom the server

@@ -8,7 +8,7 @@ use super::{
     STATE_WAITING, ServerReader,
     reader::{Sight, may_read_state},
 };
-use crate::{Error, Result, Rooms};
+use crate::{Error, Result, Rooms, resolve::auth_chain};
 
 /// Events that are read at once for an answer.
 const BATCH: usize = 500;
@@ -23,14 +23,10 @@ pub struct ServedStateIds {
 }
 
 /// The state before an event, and all that allows it, by number.
-#[derive(Clone, Debug)]
-pub struct ServedState<'a> {
-    /// Who reads it.
-    pub reader: ServerReader<'a>,
-    /// The events of the state.
-    pub pdus: Vec<i64>,
-    /// Their auth events, and so on.
-    pub auth_chain: Vec<i64>,
+struct StateBefore<'a> {
+    reader: ServerReader<'a>,
+    pdus: Vec<i64>,
+    auth_chain: Vec<i64>,
 }
 
 impl Rooms {
@@ -46,8 +42,7 @@ impl Rooms {
     pub async fn serve_state(&self, origin: &ServerName, room_id: &RoomId, event_id: &EventId) -> Result<String> {
         let _turn = self.state_turn().await?;
         let state = self.state_before(origin, room_id, event_id).await?;
-        let arrays =
-            [Array { name: "auth_chain", nids: &state.auth_chain }, Array { name: "pdus", nids: &state.pdus }];
+        let arrays = [Array { name: "auth_chain", nids: &state.auth_chain }, Array { name: "pdus", nids: &state.pdus }];
         events_json(self, &state.reader, &arrays).await
     }
 
@@ -77,7 +72,7 @@ impl Rooms {
         origin: &'a ServerName,
         room_id: &RoomId,
         event_id: &EventId,
-    ) -> Result<ServedState<'a>> {
+    ) -> Result<StateBefore<'a>> {
         let reader = self.server_reader(origin, room_id).await?;
         let event = self.store.event_by_id(event_id).await?.filter(|event| event.room_nid == reader.room.nid);
         let event = event.ok_or(Error::NotFound("there is no such event in this room"))?;
@@ -92,8 +87,8 @@ impl Rooms {
         let entries = entries.map_err(myelin_store::Error::from)?.into_iter().next().unwrap_or_default();
         let mut pdus: Vec<i64> = entries.into_iter().map(|(_, nid)| nid).collect();
         pdus.sort_unstable();
-        let auth_chain = self.auth_chain_of(&pdus).await?;
-        Ok(ServedState { reader, pdus, auth_chain })
+        let auth_chain = auth_chain(self, &pdus).await?;
+        Ok(StateBefore { reader, pdus, auth_chain })
     }
 
     /// Waits for a turn to write an answer that may be as large as the state of a room: few are in memory at once.

@@ -36,20 +36,24 @@ CREATE TABLE cross_signing_keys (
 );
 
 -- Signatures that our users made. target: a device's identifier, or a cross-signing key in base64.
+-- pos: the place in the stream.
 CREATE TABLE key_signatures (
     target_nid BIGINT NOT NULL REFERENCES users,
     target     TEXT NOT NULL,
     signer_nid BIGINT NOT NULL REFERENCES users,
     key_id     TEXT NOT NULL,
     signature  TEXT NOT NULL,
+    pos        BIGINT NOT NULL,
     PRIMARY KEY (target_nid, target, signer_nid, key_id)
 );
-CREATE INDEX key_signatures_signer ON key_signatures (signer_nid, key_id);
+CREATE INDEX key_signatures_signer ON key_signatures (signer_nid, pos);
+CREATE INDEX key_signatures_pos ON key_signatures (pos);
 
--- Where in the stream a user's device list or cross-signing keys changed last.
+-- Where in the stream a user's device list or cross-signing keys changed last. device_pos: a device of ours.
 CREATE TABLE device_lists (
-    user_nid BIGINT PRIMARY KEY REFERENCES users,
-    pos      BIGINT NOT NULL
+    user_nid   BIGINT PRIMARY KEY REFERENCES users,
+    pos        BIGINT NOT NULL,
+    device_pos BIGINT
 );
 CREATE INDEX device_lists_pos ON device_lists (pos);
 
@@ -100,9 +104,10 @@ CREATE TABLE to_device_edus (
     edu         TEXT NOT NULL,
     PRIMARY KEY (destination, pos)
 );
+CREATE INDEX to_device_edus_pos ON to_device_edus (pos);
 
 -- Changes of our users' devices that another server has not acknowledged. device_id: empty for cross-signing keys.
--- prev_pos: the user's change before.
+-- prev_pos: the change of the user's devices before.
 CREATE TABLE device_list_edus (
     destination TEXT NOT NULL,
     user_nid    BIGINT NOT NULL REFERENCES users,
@@ -111,7 +116,8 @@ CREATE TABLE device_list_edus (
     prev_pos    BIGINT,
     PRIMARY KEY (destination, user_nid, device_id)
 );
-CREATE INDEX device_list_edus_pos ON device_list_edus (destination, pos);
+CREATE INDEX device_list_edus_destination ON device_list_edus (destination, pos);
+CREATE INDEX device_list_edus_pos ON device_list_edus (pos);
 
 CREATE TABLE backups (
     user_nid  BIGINT NOT NULL REFERENCES users,
@@ -143,3 +149,6 @@ CREATE TABLE dehydrated_devices (
     device_nid BIGINT NOT NULL UNIQUE REFERENCES devices ON DELETE CASCADE,
     data       TEXT NOT NULL
 );
+
+-- Who came and went in a room since a position.
+CREATE INDEX memberships_room_pos ON memberships (room_nid, pos);

@@ -2,14 +2,14 @@
 CREATE TABLE leases (
     name       TEXT PRIMARY KEY,
     holder     TEXT NOT NULL,
-    fence      BIGINT NOT NULL,
-    expires_ts BIGINT NOT NULL
+    fence      INTEGER NOT NULL,
+    expires_ts INTEGER NOT NULL
 );
 
 -- How far along the stream a duty has come.
 CREATE TABLE duty_positions (
     name TEXT PRIMARY KEY,
-    pos  BIGINT NOT NULL
+    pos  INTEGER NOT NULL
 );
 -- What was there before federation had nobody to be sent to.
 INSERT INTO duty_positions (name, pos) SELECT 'federation_sender', pos FROM stream WHERE id = 1;
@@ -18,10 +18,10 @@ INSERT INTO duty_positions (name, pos) SELECT 'federation_sender', pos FROM stre
 -- NULL when it has all up to the sender's position. failures: tries in a row; the next one is at retry_at.
 CREATE TABLE destinations (
     server          TEXT PRIMARY KEY,
-    pending_from    BIGINT,
-    failures        BIGINT NOT NULL,
-    retry_at        BIGINT NOT NULL,
-    last_success_ts BIGINT
+    pending_from    INTEGER,
+    failures        INTEGER NOT NULL,
+    retry_at        INTEGER NOT NULL,
+    last_success_ts INTEGER
 );
 CREATE INDEX destinations_troubled ON destinations (server) WHERE pending_from IS NOT NULL OR failures > 0;
 

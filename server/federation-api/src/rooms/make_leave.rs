@@ -1,0 +1,19 @@
+//! `GET /_matrix/federation/v1/make_leave/{roomId}/{userId}`
+//!
+//! [Specification](https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1make_leaveroomiduserid)
+
+use axum::extract::State;
+use myelin_http::Reply;
+use ruma::api::federation::membership::prepare_leave_event::v1::{Request, Response};
+
+use super::must_be_of;
+use crate::{Services, errors::Result, signed::Signed};
+
+pub(super) async fn make_leave(State(services): State<Services>, request: Signed<Request>) -> Result<Reply<Response>> {
+    let Request { room_id, user_id, .. } = &request.body;
+    let origin = &request.origin;
+    must_be_of(origin, user_id)?;
+    services.writes.check_acl(origin, room_id).await?;
+    let template = services.writes.make_leave(origin, room_id, user_id).await?;
+    Ok(Reply(Response::new(Some(template.room_version), template.event)))
+}

@@ -1,0 +1,105 @@
+//! Events of other servers: read, checked, fetched where they are missing, and put into the graph.
+//!
+//! The steps are those of the specification's [checks on receipt of a PDU], in its order: [`parse`] and [`verify`] need
+//! no room, [`missing`] asks other servers, and [`append`] decides and writes, holding the room's writer.
+//!
+//! [checks on receipt of a PDU]: https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu
+
+mod append;
+mod missing;
+mod outliers;
+mod parse;
+mod transaction;
+mod verify;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, LazyLock},
+};
+
+use prometheus::{IntCounterVec, register_int_counter_vec};
+use ruma::{EventId, OwnedEventId};
+
+pub(crate) use self::{
+    append::Verdict,
+    parse::{Received, parse},
+    transaction::Receivers,
+    verify::verify,
+};
+use crate::Pdu;
+
+static RECEIVED: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    register_int_counter_vec!(
+        "myelin_rooms_received_events_total",
+        "Events of other servers by what became of them.",
+        &["outcome"]
+    )
+    .expect("metric names are unique")
+});
+
+/// Shows the metrics from the start on.
+pub(crate) fn show_metrics() {
+    for outcome in ["accepted", "known", "rejected", "soft_failed", "refused"] {
+        RECEIVED.with_label_values(&[outcome]);
+    }
+}
+
+/// Why an event is dropped: nothing of it is kept.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// It is not an event of this room's version.
+    #[error("the event is malformed: {0}")]
+    Malformed(String),
+    /// It is larger than events may be.
+    #[error("the event is over 65,536 bytes")]
+    TooLarge,
+    /// It is not signed as it must be.
+    #[error("the event's signature is not valid: {0}")]
+    Signature(String),
+    /// It belongs to another room.
+    #[error("the event belongs to another room")]
+    OtherRoom,
+}
+
+/// An event with the signatures that it needs. If its content was changed on the way, it is redacted.
+#[derive(Clone, Debug)]
+pub(crate) struct Incoming {
+    /// The identifier.
+    pub(crate) event_id: OwnedEventId,
+    /// The JSON as it will be stored.
+    pub(crate) json: Arc<str>,
+    /// What the authorisation rules read; without a number yet.
+    pub(crate) pdu: Pdu,
+}
+
+impl Incoming {
+    /// The event itself, and those that it refers to.
+    fn references(&self) -> impl Iterator<Item = &OwnedEventId> {
+        self.pdu.prevs().iter().chain(self.pdu.auths()).chain([&self.event_id])
+    }
+}
+
+/// A stored or drafted event, as far as the graph needs it.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) pdu: Arc<Pdu>,
+    pub(crate) is_outlier: bool,
+    /// The snapshot after it; meaningless for outliers.
+    pub(crate) state_after: i64,
+}
+
+/// The part of the graph that a writer has looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    pub(crate) nodes: HashMap<OwnedEventId, Node>,
+    /// Events that others follow, and that were missing when the writer was opened.
+    missing: HashSet<OwnedEventId>,
+    /// Events that were redacted before they came, with the numbers of the redactions.
+    redactions: Vec<(OwnedEventId, i64)>,
+}
+
+impl Known {
+    fn get(&self, event_id: &EventId) -> Option<&Node> {
+        self.nodes.get(event_id)
+    }
+}
