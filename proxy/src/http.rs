@@ -50,8 +50,11 @@ pub trait Serve: Clone + Send + Sync + 'static {
     const UPGRADES: bool = false;
 
     /// Answers one request, which comes from `client`.
-    fn serve(&self, request: Request<Incoming>, client: SocketAddr)
-    -> impl Future<Output = Response<Self::Body>> + Send;
+    fn serve(
+        &self,
+        request: Request<Incoming>,
+        client: SocketAddr,
+    ) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 
 /// Who is at the other end, and what may be asked of us there.

@@ -1,20 +1,30 @@
 //! The front door: connections, TLS, certificates, routing by host and path, forwarding.
 //!
 //! - [`FrontDoor`]: accepts connections, bounds them, speaks HTTP/1.1 and HTTP/2 with them, and drains them.
-//! - [`Serve`]: what answers the requests.
+//! - [`Serve`]: what answers the requests; [`Manners`]: what happens to each request before.
 //! - [`Certificates`]: the certificate of a process, which may be exchanged while connections are open. It comes from
-//!   files ([`certificate_files`]) or is made by the process itself ([`Certificate::self_signed`]).
+//!   files ([`certificate_files`]), from an authority ([`acme`]), or is made by the process itself
+//!   ([`Certificate::self_signed`]).
 
 mod accept;
+pub mod acme;
+mod admission;
 mod certificate;
 pub mod certificate_files;
 mod connection;
+mod forwarded;
 mod http;
+mod manners;
+mod proxy_protocol;
+mod refusal;
 mod tls;
+pub mod well_known;
 
 pub use self::{
-    accept::{FrontDoor, Limits, Listening, bind},
+    accept::{Binder, FrontDoor, Limits, Listening, bind},
     certificate::{Certificate, CertificateError, Certificates},
+    forwarded::TrustedProxies,
     http::Serve,
-    tls::Tls,
+    manners::{HostHeaders, Manners},
+    tls::{Tls, TlsError},
 };

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use bytes::Bytes;
 use http::{
     HeaderName, HeaderValue, Request, Response, StatusCode, Uri,
-    header::{CONTENT_TYPE, HOST, LOCATION},
+    header::{CONNECTION, CONTENT_TYPE, HOST, LOCATION},
     uri::Authority,
 };
 use http_body_util::Full;
@@ -55,7 +55,9 @@ impl Manners {
     pub(crate) async fn answer<B>(&self, request: &Request<B>) -> Option<Response<Full<Bytes>>> {
         if request.headers().get_all(HOST).into_iter().nth(1).is_some() {
             // Whoever looks at the first one and whoever looks at the last one would not agree.
-            return Some(text(StatusCode::BAD_REQUEST, "There is more than one Host header."));
+            let mut response = text(StatusCode::BAD_REQUEST, "There is more than one Host header.");
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            return Some(response);
         }
         if let Some(challenges) = &self.challenges
             && let Some(token) = request.uri().path().strip_prefix(HTTP_01)

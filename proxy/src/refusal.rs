@@ -31,11 +31,9 @@ impl Refusal {
                 "retry-after: 5\r\n",
                 "The server has as many connections as it can take. Try again in some seconds.\n",
             ),
-            Self::Address => (
-                "429 Too Many Requests",
-                "retry-after: 10\r\n",
-                "There are too many connections from your address.\n",
-            ),
+            Self::Address => {
+                ("429 Too Many Requests", "retry-after: 10\r\n", "There are too many connections from your address.\n")
+            }
             Self::PlainHttp => (
                 "400 Bad Request",
                 "",

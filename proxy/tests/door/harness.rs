@@ -24,14 +24,14 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// How long anything may take until the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A request that closes the connection after its answer.
-pub const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+pub(crate) const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
-/// Answers `/slow` after a while, and everything else at once with the client's address and the version of HTTP.
+/// Answers `/slow` after a while, `/wait` never, and everything else at once with the client's address and the version of HTTP.
 #[derive(Clone)]
-pub struct Echo;
+pub(crate) struct Echo;
 
 impl Serve for Echo {
     type Body = Full<Bytes>;
@@ -40,36 +40,39 @@ impl Serve for Echo {
         if request.uri().path() == "/slow" {
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
+        if request.uri().path() == "/wait" {
+            std::future::pending::<()>().await;
+        }
         let version = request.version();
         Response::new(format!("{client} {version:?}").into())
     }
 }
 
 /// An open door.
-pub struct Door {
-    pub address: SocketAddr,
-    pub shutdown: Shutdown,
+pub(crate) struct Door {
+    pub(crate) address: SocketAddr,
+    pub(crate) shutdown: Shutdown,
 }
 
 impl Door {
-    pub fn plain(limits: Limits) -> Self {
-        Self::open(limits, |socket| Listening { socket, tls: None })
+    pub(crate) fn plain(limits: Limits) -> Self {
+        Self::open(limits, Listening::new)
     }
 
-    pub fn tls(limits: Limits, certificates: Arc<Certificates>) -> Self {
+    pub(crate) fn tls(limits: Limits, certificates: Arc<Certificates>) -> Self {
         let tls = Tls::new(certificates).unwrap();
-        Self::open(limits, |socket| Listening { socket, tls: Some(tls) })
+        Self::open(limits, |socket| Listening { tls: Some(tls), ..Listening::new(socket) })
     }
 
-    pub fn open(limits: Limits, listening: impl FnOnce(tokio::net::TcpListener) -> Listening) -> Self {
+    pub(crate) fn open(limits: Limits, listening: impl FnOnce(tokio::net::TcpListener) -> Listening) -> Self {
         let shutdown = Shutdown::new();
         let socket = myelin_proxy::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = socket.local_addr().unwrap();
-        FrontDoor::new(limits, shutdown.clone()).open(listening(socket), Echo);
+        FrontDoor::new(limits, Vec::new(), shutdown.clone()).open(listening(socket), Echo);
         Self { address, shutdown }
     }
 
-    pub async fn send(&self, bytes: &[u8]) -> TcpStream {
+    pub(crate) async fn send(&self, bytes: &[u8]) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         stream
@@ -77,7 +80,7 @@ impl Door {
 }
 
 /// Everything that comes until the peer closes.
-pub async fn rest(mut stream: impl AsyncRead + Unpin) -> String {
+pub(crate) async fn rest(mut stream: impl AsyncRead + Unpin) -> String {
     let mut bytes = Vec::new();
     // A reset after the last byte is an end as well.
     let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("the connection ends");
@@ -85,16 +88,16 @@ pub async fn rest(mut stream: impl AsyncRead + Unpin) -> String {
 }
 
 /// A certificate for localhost.
-pub fn certificate() -> Certificate {
+pub(crate) fn certificate() -> Certificate {
     Certificate::self_signed(&["localhost".to_owned()]).unwrap()
 }
 
 /// A client that trusts these certificates and offers these protocols.
-pub fn client(trusted: &[&Certificate], alpn: &[&str]) -> TlsConnector {
+pub(crate) fn client(trusted: &[&Certificate], alpn: &[&str]) -> TlsConnector {
     TlsConnector::from(Arc::new(client_config(trusted, alpn)))
 }
 
-pub fn client_config(trusted: &[&Certificate], alpn: &[&str]) -> ClientConfig {
+pub(crate) fn client_config(trusted: &[&Certificate], alpn: &[&str]) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     for certificate in trusted {
         roots.add(CertificateDer::from(certificate.chain()[0].to_vec())).unwrap();
@@ -108,14 +111,14 @@ pub fn client_config(trusted: &[&Certificate], alpn: &[&str]) -> ClientConfig {
     config
 }
 
-pub async fn connect(connector: &TlsConnector, address: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+pub(crate) async fn connect(connector: &TlsConnector, address: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(address).await?;
     let name = ServerName::try_from("localhost").unwrap();
     tokio::time::timeout(PATIENCE, connector.connect(name, stream)).await.expect("the handshake ends")
 }
 
 /// One request by HTTP/1.1.
-pub async fn get_http1<I>(io: I, path: &str) -> Result<(StatusCode, String), Box<dyn std::error::Error>>
+pub(crate) async fn get_http1<I>(io: I, path: &str) -> Result<(StatusCode, String), Box<dyn std::error::Error>>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -126,7 +129,7 @@ where
 }
 
 /// One request by HTTP/2.
-pub async fn get_http2<I>(io: I, path: &str) -> Result<(StatusCode, String), Box<dyn std::error::Error>>
+pub(crate) async fn get_http2<I>(io: I, path: &str) -> Result<(StatusCode, String), Box<dyn std::error::Error>>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -143,7 +146,7 @@ async fn read(response: Response<Incoming>) -> Result<(StatusCode, String), Box<
 }
 
 /// Asks until it is so.
-pub async fn eventually(what: &str, mut probe: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut probe: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !probe().await {
             tokio::time::sleep(Duration::from_millis(5)).await;

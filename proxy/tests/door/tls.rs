@@ -171,7 +171,7 @@ mod anything {
     };
 
     #[derive(Debug)]
-    pub struct Goes;
+    pub(super) struct Goes;
 
     impl ServerCertVerifier for Goes {
         fn verify_server_cert(

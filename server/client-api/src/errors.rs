@@ -66,7 +66,31 @@ pub(crate) fn of_rooms(error: myelin_rooms::Error) -> ApiError {
         Error::AliasTaken => bad_request(ErrorCode::RoomInUse, "The alias points to a room already".to_owned()),
         Error::BadAlias(reason) => bad_request(ErrorCode::BadAlias, reason),
         Error::InvalidRoomState(reason) => bad_request(ErrorCode::InvalidRoomState, reason),
-        error @ (Error::Corrupt(_) | Error::Sign(_)) => ApiError::unknown(error),
+        Error::IncompatibleRoomVersion(version) => {
+            bad_request(ErrorCode::UnsupportedRoomVersion, format!("Room version {version} is not supported"))
+        }
+        error @ (Error::UnableToAuthoriseJoin | Error::UnableToGrantJoin | Error::NotFederating) => {
+            ApiError::forbidden(error.to_string())
+        }
+        Error::Remote(error) => of_remote(*error),
+        error @ (Error::Gap | Error::Refused(_)) => {
+            ApiError::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, format!("The other server's answer: {error}"))
+        }
+        error @ (Error::Corrupt(_) | Error::Sign(_) | Error::Task(_)) => ApiError::unknown(error),
         error @ Error::Busy => ApiError::unavailable(error),
+    }
+}
+
+/// What a client is told when another server did not do what was asked of it.
+fn of_remote(error: myelin_rooms::remote::RemoteError) -> ApiError {
+    use myelin_rooms::remote::RemoteError;
+    match error {
+        RemoteError::NotAllowed(_) => ApiError::forbidden(error.to_string()),
+        RemoteError::Refused { status: 403, message, .. } => ApiError::forbidden(message),
+        RemoteError::Refused { status: 404, .. } => ApiError::not_found("The other server knows nothing of it"),
+        RemoteError::BackingOff { .. }
+        | RemoteError::Unreachable { .. }
+        | RemoteError::Refused { .. }
+        | RemoteError::Nonsense { .. } => ApiError::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, error.to_string()),
     }
 }

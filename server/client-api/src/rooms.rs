@@ -8,6 +8,7 @@ mod create_alias;
 mod delete_alias;
 mod event;
 mod forget;
+mod hierarchy;
 mod invite;
 mod join;
 mod joined_members;
@@ -29,6 +30,7 @@ mod state;
 mod state_event;
 #[cfg(test)]
 mod tests;
+mod timestamp_to_event;
 mod unban;
 mod upgrade;
 
@@ -38,7 +40,7 @@ use axum::{Router, extract::RawPathParams};
 use myelin_http::{ApiError, Endpoints as _, LimitKind, RouteOptions, Session};
 use myelin_rooms::{Error, Rooms, Transaction};
 use myelin_store::RoomName;
-use ruma::{RoomId, RoomOrAliasId, TransactionId};
+use ruma::{OwnedRoomId, OwnedServerName, RoomId, RoomOrAliasId, TransactionId};
 
 use crate::{
     Services,
@@ -72,6 +74,8 @@ pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
         .endpoint(state::state)
         .endpoint(event::event)
         .endpoint(context::context)
+        .endpoint(timestamp_to_event::timestamp_to_event)
+        .endpoint(hierarchy::hierarchy)
         .endpoint(messages::messages)
         .endpoint(members::members)
         .endpoint(joined_members::joined_members)
@@ -109,12 +113,11 @@ fn outsider() -> ApiError {
 }
 
 /// The room of an identifier or of an alias.
-async fn resolve(rooms: &Rooms, room: &RoomOrAliasId) -> Result<Arc<RoomName>> {
-    let room_id = match <&ruma::RoomAliasId>::try_from(room) {
-        Ok(alias) => rooms.resolve_alias(alias).await?,
-        Err(room_id) => room_id.to_owned(),
-    };
-    Ok(rooms.room(&room_id).await?)
+async fn resolve(rooms: &Rooms, room: &RoomOrAliasId) -> Result<(OwnedRoomId, Vec<OwnedServerName>)> {
+    match <&ruma::RoomAliasId>::try_from(room) {
+        Ok(alias) => Ok(rooms.find_alias(alias).await?),
+        Err(room_id) => Ok((room_id.to_owned(), Vec::new())),
+    }
 }
 
 /// A client's transaction at one endpoint; what the path says besides belongs to the scope.

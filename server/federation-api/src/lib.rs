@@ -4,6 +4,7 @@
 //! together; what is allowed is decided by the capabilities in [`Services`].
 
 mod canonical;
+mod devices;
 mod errors;
 mod inbound;
 mod json;
@@ -25,7 +26,7 @@ mod x_matrix;
 
 pub use self::{
     inbound::Inbound,
-    peers::{JoinedRoom, MembershipTemplate, Outcomes, Peers, RemoteWrites, RoomResult},
+    peers::{Peers, RemoteWrites},
     services::Services,
 };
 use axum::Router;
@@ -37,6 +38,7 @@ pub fn router(services: Services) -> Router {
         return Router::new();
     }
     let modules = [
+        devices::routes,
         keys::routes,
         public_rooms::routes,
         query::routes,

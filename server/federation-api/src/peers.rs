@@ -5,10 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use futures_util::future::BoxFuture;
 use myelin_federation::{Client, KeyQuery};
 use myelin_http::BoxError;
-use myelin_rooms::remote::RemoteServers;
-use myelin_store::Event;
+use myelin_rooms::{JoinedRoom, MembershipTemplate, Outcome, Rooms, remote::RemoteServers};
 use ruma::{
-    EventId, OwnedEventId, OwnedServerName, RoomId, RoomVersionId, ServerName, UserId,
+    EventId, OwnedRoomId, OwnedServerName, RoomId, RoomVersionId, ServerName, UserId,
     api::federation::discovery::ServerSigningKeys, serde::Raw,
 };
 use serde_json::value::RawValue;
@@ -53,39 +52,12 @@ impl Peers for Client {
 }
 
 /// A result of a room.
-pub type RoomResult<T> = myelin_rooms::Result<T>;
-
-/// What was to become of each event of a transaction: its identifier, and what went wrong.
-pub type Outcomes = Vec<(OwnedEventId, Result<(), String>)>;
-
-/// An event that another server completes and signs.
-#[derive(Debug)]
-pub struct MembershipTemplate {
-    /// The version of the room.
-    pub room_version: RoomVersionId,
-    /// The event without hashes and signatures.
-    pub event: Box<RawValue>,
-}
-
-/// A room that a user of another server has just joined.
-#[derive(Debug)]
-pub struct JoinedRoom {
-    /// The join as it is in the room now, with our signature.
-    pub event: Arc<Event>,
-    /// The state before it.
-    pub state: Vec<Arc<Event>>,
-    /// The events that allow the state and the join, and those that allow these, and so on.
-    pub auth_chain: Vec<Arc<Event>>,
-    /// Whether members are missing from the state.
-    pub members_omitted: bool,
-    /// The servers with joined users before the join, where members are missing.
-    pub servers_in_room: Option<Vec<OwnedServerName>>,
-}
+type RoomResult<T> = myelin_rooms::Result<T>;
 
 /// What other servers do to rooms.
 pub trait RemoteWrites: Send + Sync {
-    /// Takes the events of a transaction. Those without an identifier that could be found out are left out of the answer.
-    fn receive<'a>(&'a self, origin: &'a ServerName, pdus: Vec<Box<RawValue>>) -> BoxFuture<'a, Outcomes>;
+    /// Takes the events of a transaction. The answer has those that an identifier could be made out of.
+    fn receive<'a>(&'a self, origin: &'a ServerName, pdus: Vec<Box<RawValue>>) -> BoxFuture<'a, Vec<Outcome>>;
 
     /// Refuses a server that the room's access control list denies. A room that we do not know denies nobody.
     fn check_acl<'a>(&'a self, origin: &'a ServerName, room_id: &'a RoomId) -> BoxFuture<'a, RoomResult<()>>;
@@ -148,9 +120,9 @@ pub trait RemoteWrites: Send + Sync {
     fn invite<'a>(
         &'a self,
         origin: &'a ServerName,
-        room_id: &'a RoomId,
+        room_id: &'a OwnedRoomId,
         event_id: &'a EventId,
-        room_version: RoomVersionId,
+        room_version: &'a RoomVersionId,
         event: Box<RawValue>,
         room_state: Vec<Box<RawValue>>,
     ) -> BoxFuture<'a, RoomResult<Box<RawValue>>>;
@@ -162,4 +134,95 @@ pub trait RemoteWrites: Send + Sync {
         room_id: &'a RoomId,
         event: Box<RawValue>,
     ) -> BoxFuture<'a, RoomResult<()>>;
+}
+
+impl RemoteWrites for Arc<Rooms> {
+    fn receive<'a>(&'a self, origin: &'a ServerName, pdus: Vec<Box<RawValue>>) -> BoxFuture<'a, Vec<Outcome>> {
+        Box::pin(Rooms::receive(self, origin, pdus))
+    }
+
+    fn check_acl<'a>(&'a self, origin: &'a ServerName, room_id: &'a RoomId) -> BoxFuture<'a, RoomResult<()>> {
+        Box::pin(Rooms::check_acl(self, origin, room_id))
+    }
+
+    fn make_join<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a RoomId,
+        user_id: &'a UserId,
+        versions: &'a [RoomVersionId],
+    ) -> BoxFuture<'a, RoomResult<MembershipTemplate>> {
+        Box::pin(Rooms::make_join_for(self, origin, room_id, user_id, versions))
+    }
+
+    fn make_leave<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a RoomId,
+        user_id: &'a UserId,
+    ) -> BoxFuture<'a, RoomResult<MembershipTemplate>> {
+        Box::pin(Rooms::make_leave_for(self, origin, room_id, user_id))
+    }
+
+    fn make_knock<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a RoomId,
+        user_id: &'a UserId,
+        versions: &'a [RoomVersionId],
+    ) -> BoxFuture<'a, RoomResult<MembershipTemplate>> {
+        Box::pin(Rooms::make_knock_for(self, origin, room_id, user_id, versions))
+    }
+
+    fn send_join<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a RoomId,
+        event_id: &'a EventId,
+        pdu: Box<RawValue>,
+        omit_members: bool,
+    ) -> BoxFuture<'a, RoomResult<JoinedRoom>> {
+        Box::pin(Rooms::send_join_for(self, origin, room_id, event_id, pdu, omit_members))
+    }
+
+    fn send_leave<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a RoomId,
+        event_id: &'a EventId,
+        pdu: Box<RawValue>,
+    ) -> BoxFuture<'a, RoomResult<()>> {
+        Box::pin(Rooms::send_leave_for(self, origin, room_id, event_id, pdu))
+    }
+
+    fn send_knock<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a RoomId,
+        event_id: &'a EventId,
+        pdu: Box<RawValue>,
+    ) -> BoxFuture<'a, RoomResult<Vec<Box<RawValue>>>> {
+        Box::pin(Rooms::send_knock_for(self, origin, room_id, event_id, pdu))
+    }
+
+    fn invite<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a OwnedRoomId,
+        event_id: &'a EventId,
+        room_version: &'a RoomVersionId,
+        event: Box<RawValue>,
+        room_state: Vec<Box<RawValue>>,
+    ) -> BoxFuture<'a, RoomResult<Box<RawValue>>> {
+        Box::pin(Rooms::invited_by(self, origin, room_id, event_id, room_version, event, room_state))
+    }
+
+    fn exchange_third_party_invite<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        room_id: &'a RoomId,
+        event: Box<RawValue>,
+    ) -> BoxFuture<'a, RoomResult<()>> {
+        Box::pin(Rooms::exchange_third_party_invite_for(self, origin, room_id, event))
+    }
 }

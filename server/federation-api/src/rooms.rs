@@ -1,10 +1,11 @@
-//! Rooms: joined, left, knocked on, and invited to by users of other servers.
+//! Rooms: read by other servers, and joined, left, knocked on and invited to by their users.
 
 mod exchange_third_party_invite;
 mod invite;
 mod make_join;
 mod make_knock;
 mod make_leave;
+mod read;
 mod send_join;
 mod send_knock;
 mod send_leave;
@@ -23,7 +24,7 @@ const INVITE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Adds the endpoints of rooms.
 pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
     let invites = RouteOptions::new().body_bytes_max(INVITE_BYTES_MAX);
-    router
+    read::routes(router)
         .endpoint(make_join::make_join)
         .endpoint(send_join::send_join)
         .endpoint(send_join::send_join_v1)

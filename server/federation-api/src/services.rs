@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use myelin_accounts::Accounts;
+use myelin_encryption::Encryption;
 use myelin_http::{AuthError, Authenticator, Credentials, RateLimiter, Session};
 use myelin_rooms::Rooms;
 use myelin_store::Store;
@@ -21,6 +22,8 @@ pub struct Services {
     pub rooms: Arc<Rooms>,
     /// Rooms, to write: the same, most often.
     pub writes: Arc<dyn RemoteWrites>,
+    /// Devices and their keys.
+    pub encryption: Arc<Encryption>,
     /// Typing, presence, receipts.
     pub sync: Arc<Sync>,
     /// Other servers.

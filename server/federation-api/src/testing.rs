@@ -10,10 +10,11 @@ use futures_util::future::BoxFuture;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use myelin_accounts::{Accounts, AccountsOptions, NewUser, PasswordCost};
+use myelin_encryption::Encryption;
 use myelin_federation::{Client, ClientOptions, KeyQuery};
 use myelin_http::{BoxError, RateLimiter, RateLimits, layers};
 use myelin_rooms::{
-    CreateRoom, Error, MembershipAction, Preset, Rooms,
+    CreateRoom, Error, JoinedRoom, MembershipAction, MembershipTemplate, Outcome, Preset, Rooms,
     remote::{RemoteError, RemoteServers, VerifyKey, VerifyKeys, WantedKeys},
 };
 use myelin_store::{RoomName, testing::Fresh};
@@ -35,7 +36,9 @@ use serde_json::{
 };
 use tower::ServiceExt as _;
 
-use crate::{Inbound, JoinedRoom, MembershipTemplate, Outcomes, Peers, RemoteWrites, RoomResult, Services, router};
+use crate::{Inbound, Peers, RemoteWrites, Services, router};
+
+type RoomResult<T> = myelin_rooms::Result<T>;
 
 pub(crate) const US: &str = "example.org";
 
@@ -54,10 +57,6 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    pub(crate) fn status(&self) -> StatusCode {
-        self.status
-    }
-
     /// The body of an answer with this status.
     #[track_caller]
     pub(crate) fn json(&self, status: StatusCode) -> Value {
@@ -261,7 +260,7 @@ fn versions_of(versions: &[RoomVersionId]) -> String {
 
 impl RemoteWrites for Writes {
     /// An event says itself what its identifier is, and whether it is bad.
-    fn receive<'a>(&'a self, origin: &'a ServerName, pdus: Vec<Box<RawValue>>) -> BoxFuture<'a, Outcomes> {
+    fn receive<'a>(&'a self, origin: &'a ServerName, pdus: Vec<Box<RawValue>>) -> BoxFuture<'a, Vec<Outcome>> {
         Box::pin(async move {
             self.calls.lock().push(format!("receive {origin} {}", pdus.len()));
             let _open = self.gate.lock().await;
@@ -349,9 +348,9 @@ impl RemoteWrites for Writes {
     fn invite<'a>(
         &'a self,
         origin: &'a ServerName,
-        room_id: &'a RoomId,
+        room_id: &'a OwnedRoomId,
         event_id: &'a EventId,
-        room_version: RoomVersionId,
+        room_version: &'a RoomVersionId,
         event: Box<RawValue>,
         room_state: Vec<Box<RawValue>>,
     ) -> BoxFuture<'a, RoomResult<Box<RawValue>>> {
@@ -394,6 +393,7 @@ pub(crate) async fn on_both(test: impl AsyncFn(&Server)) {
         let writes = Arc::new(Writes::default());
         let services = Services {
             accounts: Accounts::open(store.clone(), options).await.unwrap(),
+            encryption: Encryption::new(store.clone(), rooms.server_name().clone()),
             sync: Sync::new(store.clone(), rooms.clone(), SyncOptions::default()),
             rooms,
             writes: writes.clone(),

@@ -82,7 +82,7 @@ async fn take(
 ) -> Result<Bytes> {
     let outcomes = if pdus.is_empty() { Vec::new() } else { services.writes.receive(origin, pdus.to_vec()).await };
     count(pdus.len(), &outcomes);
-    edus::take(services, origin, edus).await;
+    edus::take(services, origin, edus).await?;
     let results = outcomes.into_iter().map(|(event_id, outcome)| (event_id, Processed { error: outcome.err() }));
     let answer = Answer { pdus: results.collect() };
     Ok(serde_json::to_vec(&answer).map_err(ApiError::unknown)?.into())

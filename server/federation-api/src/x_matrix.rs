@@ -84,8 +84,8 @@ impl Claim {
         let missing = Malformed::Header("origin, key or sig is missing");
         let (Some(origin), Some(key), Some(signature)) = (origin, key, signature) else { return Err(missing) };
         let destination = destination.map(|name| server_name(&name)).transpose()?;
-        let bytes = Base64::parse(&signature).map_err(|_| Malformed::Header("sig is not Base64"))?;
-        let bytes: Vec<u8> = bytes.into_inner();
+        let bytes: Base64 = Base64::parse(&signature).map_err(|_| Malformed::Header("sig is not Base64"))?;
+        let bytes = bytes.into_inner();
         if bytes.len() != SIGNATURE_BYTES {
             return Err(Malformed::Header("sig has not the length of a signature"));
         }

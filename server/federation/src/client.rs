@@ -359,3 +359,6 @@ fn outcome<A>(result: &Result<A, RemoteError>) -> &'static str {
         Err(RemoteError::Nonsense { .. }) => "nonsense",
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use rustls::ClientConfig;
 pub(crate) use self::{
     dns::SystemDns,
     services::in_order,
-    well_known::{WellKnownError, WellKnowns, fetch, is_delegated},
+    well_known::{WellKnowns, fetch},
 };
 pub use self::dns::{Dns, DnsError, Srv};
 use crate::{
@@ -130,17 +130,25 @@ impl Discovery {
 
     /// The route to a name without a port. The certificate is the name's own, not that of what a record points to.
     async fn by_service(&self, name: &ServerName, [new, old, address]: [Step; 3]) -> Result<Route, NoTlsName> {
-        for (service, step) in [("_matrix-fed", new), ("_matrix", old)] {
-            let record = format!("{service}._tcp.{}", name.host());
-            match self.dns.services(&record).await {
-                Ok(found) if found.is_empty() => {}
-                Ok(found) => return route(name, step, in_order(found, &mut rand::rng())),
-                // Some name servers answer nothing at all for types that they do not know.
-                Err(error) => tracing::debug!(%error, "service records of {name} are taken to be absent: {error}"),
+        let record = |service: &str| format!("{service}._tcp.{}", name.host());
+        // Both at once: a name server that does not answer costs its time once.
+        let (new_record, old_record) = (record("_matrix-fed"), record("_matrix"));
+        let found = tokio::join!(self.services(&new_record), self.services(&old_record));
+        for (found, step) in [(found.0, new), (found.1, old)] {
+            if !found.is_empty() {
+                return route(name, step, in_order(found, &mut rand::rng()));
             }
         }
         let endpoint = Endpoint { host: Host::Name(name.host().to_owned()), port: self.ports.federation };
         route(name, address, vec![endpoint])
+    }
+
+    async fn services(&self, record: &str) -> Vec<Srv> {
+        self.dns.services(record).await.unwrap_or_else(|error| {
+            // Some name servers answer nothing at all for types that they do not know.
+            tracing::debug!(%error, "there is taken to be no {record}: {error}");
+            Vec::new()
+        })
     }
 
     /// How many `.well-known` answers are remembered.

@@ -45,9 +45,9 @@ const KINDS: [(&str, Kind); 26] = [
     ("/_matrix/federation/v1/publicRooms", kind("public_rooms", 40, 8 * MIB, Patience::User)),
     ("/_matrix/federation/v1/user/", kind("user", 30, 32 * MIB, Patience::Patient)),
     ("/_matrix/federation/v1/media/", kind("media", 120, 64 * MIB, Patience::User)),
-    ("/_matrix/federation/v1/version", kind("version", 15, 64 * 1024, Patience::User)),
+    ("/_matrix/federation/v1/version", kind("version", 20, 64 * 1024, Patience::User)),
     ("/_matrix/federation/v1/openid/", kind("openid", 20, MIB, Patience::User)),
-    ("/_matrix/key/", kind("keys", 15, 4 * MIB, Patience::Patient)),
+    ("/_matrix/key/", kind("keys", 20, 4 * MIB, Patience::Patient)),
 ];
 
 /// Whatever else is asked.

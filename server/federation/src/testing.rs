@@ -105,6 +105,7 @@ impl Peer {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (acceptor, handler, seen) = (acceptor.clone(), handler.clone(), seen.clone());
                 let (open, open_max, mut cut) = (open.clone(), open_max.clone(), cut.clone());
+                cut.mark_unchanged();
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
                     let tls = stream.get_ref().1;

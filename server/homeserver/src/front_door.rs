@@ -3,22 +3,26 @@
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use axum::{Router, body::Body, extract::ConnectInfo};
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header::STRICT_TRANSPORT_SECURITY};
 use hyper::body::Incoming;
 use myelin_process::{
-    config::{Config, Problem, Severity, TlsMode},
+    config::{Config, Listener, Network, Problem, Severity, TlsMode},
     shutdown::Shutdown,
 };
 use myelin_proxy::{
-    Certificate, Certificates, Serve, Tls,
+    Certificate, Certificates, FrontDoor, HostHeaders, Limits, Listening, Manners, Serve, Tls, TrustedProxies,
     certificate_files::{self, CertificateFiles, FilesError},
 };
+use tokio::net::TcpListener;
 use tower::Service as _;
 
 use crate::exit::{Exit, Failure};
 
 /// A certificate that ends sooner than this is worth a warning at start.
 const DAYS_LEFT_MIN: u64 = 14;
+
+/// The share of all connections that may be open without having asked for anything.
+const NEWCOMERS_SHARE: usize = 4;
 
 /// A router behind the front door.
 #[derive(Clone)]
@@ -33,6 +37,46 @@ impl Serve for Routes {
             Ok(response) => response,
             Err(never) => match never {},
         }
+    }
+}
+
+/// The front door with the bounds of the configuration.
+pub(crate) fn open(config: &Config, connections: usize, shutdown: &Shutdown) -> FrontDoor {
+    let per_address = usize::try_from(config.limits.max_connections_per_address).unwrap_or(usize::MAX);
+    let limits = Limits {
+        connections,
+        connections_per_address: per_address,
+        newcomers: connections / NEWCOMERS_SHARE,
+        ..Limits::default()
+    };
+    let own: [Network; 2] = ["127.0.0.0/8", "::1"].map(|network| network.parse().expect("it is written correctly"));
+    let proxies = config.listeners.iter().flat_map(|listener| listener.trusted_proxies.iter().copied());
+    FrontDoor::new(limits, own.into_iter().chain(proxies).collect(), shutdown.clone())
+}
+
+/// How a listener takes connections and requests.
+pub(crate) fn listening(config: &Config, settings: &Listener, socket: TcpListener, tls: Option<&Tls>) -> Listening {
+    let seconds = config.tls.strict_transport_security_seconds;
+    let mut headers = HostHeaders::default();
+    if settings.tls && seconds > 0 {
+        let value = HeaderValue::try_from(format!("max-age={seconds}")).expect("a number is a header's value");
+        headers.0.push((None, STRICT_TRANSPORT_SECURITY, value));
+    }
+    let trusted = TrustedProxies { networks: settings.trusted_proxies.clone(), header: settings.client_address_header };
+    let https_port = match config.client_baseurl() {
+        url if url.scheme() == "https" => url.port().unwrap_or(443),
+        _ => 443,
+    };
+    Listening {
+        socket,
+        tls: tls.filter(|_| settings.tls).cloned(),
+        proxy_protocol: settings.proxy_protocol,
+        manners: Manners {
+            trusted,
+            redirect_to_https: settings.redirect_to_https.then_some(https_port),
+            headers,
+            challenges: None,
+        },
     }
 }
 

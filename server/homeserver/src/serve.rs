@@ -15,7 +15,7 @@ use myelin_process::{
     notify,
     shutdown::{Shutdown, Signal, Signals},
 };
-use myelin_proxy::{FrontDoor, Limits, Listening};
+use myelin_proxy::Binder;
 use tokio::net::TcpListener;
 
 use crate::{
@@ -64,12 +64,11 @@ pub(crate) async fn serve(files: ConfigFiles, mut config: Config) -> Result<(), 
     parts.start(&shutdown);
     let health = Health::new(shutdown.clone(), vec![("database", parts.database_probe())]);
     let services = Services { health, parts: Arc::clone(&parts), config };
-    let door = FrontDoor::new(Limits { connections, ..Limits::default() }, shutdown.clone());
+    let door = front_door::open(&services.config, connections, &shutdown);
     for ((socket, resources, address), settings) in listeners.into_iter().zip(&services.config.listeners) {
-        let how = if settings.tls { "TLS" } else { "plain HTTP" };
-        tracing::info!(listener.address = %address, "listening on {address} ({how}) for {}", names(&resources));
-        let tls = tls.clone().filter(|_| settings.tls);
-        door.open(Listening { socket, tls }, Routes(resources_router(&services, &resources)));
+        tracing::info!(listener.address = %address, "listening on {address} for {}", names(&resources));
+        let listening = front_door::listening(&services.config, settings, socket, tls.as_ref());
+        door.open(listening, Routes(resources_router(&services, &resources)));
     }
     notify::watchdog(&shutdown);
     notify::ready();
@@ -142,8 +141,11 @@ fn make_data_dir(config: &Config) -> Result<(), Failure> {
 /// Takes every address, or says which one is not to be had.
 fn bind_all(listeners: &[Listener]) -> Result<Vec<(TcpListener, Vec<Resource>, SocketAddr)>, Failure> {
     let mut bound = Vec::with_capacity(listeners.len());
+    let mut binder = Binder::from_env()
+        .context("take the sockets that the service manager holds")
+        .map_err(|error| Failure::new(Exit::System, error))?;
     for settings in listeners {
-        let listener = myelin_proxy::bind(settings.address).map_err(|error| not_bound(settings.address, error))?;
+        let listener = binder.bind(settings.address).map_err(|error| not_bound(settings.address, error))?;
         let address = listener.local_addr().map_err(|error| not_bound(settings.address, error))?;
         bound.push((listener, settings.resources.clone(), address));
     }

@@ -1,39 +1,76 @@
-//! GET /.well-known/matrix/client
-//!
-//! <https://spec.matrix.org/v1.19/client-server-api/#getwell-knownmatrixclient>
+//! GET /.well-known/matrix/client, GET /.well-known/matrix/server, GET /.well-known/matrix/support
 
-use axum::{Router, response::IntoResponse, routing::get};
-use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE};
+use axum::{Router, body::Body, routing::get};
 use myelin_process::config::Config;
-use serde_json::json;
+use myelin_proxy::well_known::{self, Contact, WellKnown};
 
-/// Tells clients that know only the server's name where to find it.
+/// What the configuration has to tell.
 pub(crate) fn routes(config: &Config) -> Router {
-    let baseurl = config.client_baseurl();
-    let body = json!({ "m.homeserver": { "base_url": baseurl.as_str().trim_end_matches('/') } }).to_string();
-    // Web clients read this from other origins, before they know the server.
-    let headers = [(ACCESS_CONTROL_ALLOW_ORIGIN, "*"), (CONTENT_TYPE, "application/json")];
-    let answer = move || async move { (headers, body).into_response() };
-    Router::new().route("/.well-known/matrix/client", get(answer))
+    documents(config).documents().into_iter().fold(Router::new(), |router, (path, document)| {
+        router.route(path, get(async move || well_known::response::<Body>(&document)))
+    })
+}
+
+fn documents(config: &Config) -> WellKnown {
+    let settings = &config.well_known;
+    let contact = |contact: &myelin_process::config::Contact| Contact {
+        role: contact.role.clone(),
+        matrix_id: contact.matrix_id.as_ref().map(ToString::to_string),
+        email_address: contact.email_address.clone(),
+    };
+    // TOML's tables are JSON's objects, but for dates, which become texts.
+    let more = serde_json::to_value(&settings.client).ok();
+    WellKnown {
+        client: Some(config.client_baseurl().as_str().trim_end_matches('/').to_owned()),
+        client_more: more.and_then(|more| more.as_object().cloned()).unwrap_or_default(),
+        server: settings.server.as_ref().map(ToString::to_string),
+        contacts: settings.contacts.iter().map(contact).collect(),
+        support_page: settings.support_page.as_ref().map(ToString::to_string),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
-    use http::Request;
+    use http::{Request, StatusCode};
     use http_body_util::BodyExt as _;
-    use myelin_process::config::Config;
+    use myelin_process::config::{Config, Contact};
     use tower::ServiceExt as _;
 
-    /// A web client on another origin learns the base URL.
+    async fn ask(config: &Config, path: &str) -> Option<String> {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let response = super::routes(config).oneshot(request).await.unwrap();
+        if response.status() == StatusCode::NOT_FOUND {
+            return None;
+        }
+        // Web clients read them from other origins, before they know the server.
+        assert_eq!(response.headers()["access-control-allow-origin"], "*");
+        assert_eq!(response.headers()["content-type"], "application/json");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        Some(String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    /// Clients learn the base URL; servers and people in need of help learn what the operator wrote, and only that.
     #[tokio::test]
-    async fn names_the_base_url() {
+    async fn tells_what_is_configured() {
         let mut config = Config::embedded_default();
         config.public_baseurl = Some("https://matrix.example.org/".parse().unwrap());
-        let request = Request::get("/.well-known/matrix/client").body(Body::empty()).unwrap();
-        let response = super::routes(&config).oneshot(request).await.unwrap();
-        assert_eq!(response.headers()["access-control-allow-origin"], "*");
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        assert_eq!(&body[..], br#"{"m.homeserver":{"base_url":"https://matrix.example.org"}}"#);
+        let client = ask(&config, "/.well-known/matrix/client").await.unwrap();
+        assert_eq!(client, r#"{"m.homeserver":{"base_url":"https://matrix.example.org"}}"#);
+        assert!(ask(&config, "/.well-known/matrix/server").await.is_none());
+        assert!(ask(&config, "/.well-known/matrix/support").await.is_none());
+        config.well_known.server = Some("matrix.example.org:443".try_into().unwrap());
+        config.well_known.client = toml::toml! { "org.example.call" = { url = "https://call.example.org" } };
+        config.well_known.contacts.push(Contact {
+            role: "m.role.security".to_owned(),
+            matrix_id: None,
+            email_address: Some("security@example.org".to_owned()),
+        });
+        let client = ask(&config, "/.well-known/matrix/client").await.unwrap();
+        assert!(client.contains(r#""org.example.call":{"url":"https://call.example.org"}"#), "{client}");
+        let server = ask(&config, "/.well-known/matrix/server").await.unwrap();
+        assert_eq!(server, r#"{"m.server":"matrix.example.org:443"}"#);
+        let support = ask(&config, "/.well-known/matrix/support").await.unwrap();
+        assert!(support.contains("security@example.org"), "{support}");
     }
 }

@@ -22,6 +22,7 @@ mod registration;
 mod secret;
 mod section;
 mod tls;
+mod well_known;
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -48,6 +49,7 @@ pub use self::{
     registration::Registration,
     secret::{Secret, SecretError},
     tls::{Tls, TlsMode},
+    well_known::{Contact, WellKnown},
 };
 
 section! {
@@ -67,6 +69,8 @@ section! {
         pub listeners: Vec<Listener> = Listener::defaults(),
         /// Certificates for listeners with `tls = true`.
         pub tls: Tls = Tls::default(),
+        /// What is told at `/.well-known/matrix`.
+        pub well_known: WellKnown = WellKnown::default(),
         /// Who may make an account.
         pub registration: Registration = Registration::default(),
         /// Talking to other homeservers.

@@ -3,9 +3,15 @@
 use std::sync::Arc;
 
 use myelin_store::RoomName;
-use ruma::{CanonicalJsonObject, CanonicalJsonValue, OwnedRoomAliasId, OwnedRoomId, RoomAliasId, UserId};
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, OwnedRoomAliasId, OwnedRoomId, OwnedServerName, RoomAliasId, UserId,
+    api::federation::query::get_room_information,
+};
 
-use crate::{Error, Result, Rooms, now_ms};
+use crate::{Error, Result, Rooms, now_ms, remote::RemoteError};
+
+/// Servers that are named with an alias.
+const ALIAS_SERVERS: usize = 50;
 
 impl Rooms {
     /// The room that an alias of ours points to.
@@ -17,6 +23,35 @@ impl Rooms {
         match self.store.alias(alias.as_str()).await? {
             Some((room_id, _)) if alias.server_name() == self.server_name => Ok(room_id),
             _ => Err(Error::NotFound("there is no such room alias")),
+        }
+    }
+
+    /// The room that an alias of any server points to, and servers that are in the room.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`], [`Error::Remote`] when the alias's server gave no answer.
+    pub async fn find_alias(&self, alias: &RoomAliasId) -> Result<(OwnedRoomId, Vec<OwnedServerName>)> {
+        if alias.server_name() == self.server_name {
+            let room_id = self.resolve_alias(alias).await?;
+            let room = self.room(&room_id).await?;
+            let mut servers = self.servers_in(&room).await?;
+            servers.truncate(ALIAS_SERVERS);
+            if !servers.contains(&self.server_name) {
+                servers.insert(0, self.server_name.clone());
+            }
+            return Ok((room_id, servers));
+        }
+        let Ok(remote) = self.remote() else { return Err(Error::NotFound("there is no such room alias")) };
+        let request = get_room_information::v1::Request::new(alias.to_owned());
+        match remote.room_by_alias(alias.server_name(), request).await {
+            Ok(answer) => {
+                let mut servers = answer.servers;
+                servers.truncate(ALIAS_SERVERS);
+                Ok((answer.room_id, servers))
+            }
+            Err(RemoteError::Refused { status: 404, .. }) => Err(Error::NotFound("there is no such room alias")),
+            Err(error) => Err(error.into()),
         }
     }
 

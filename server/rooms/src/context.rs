@@ -36,7 +36,7 @@ impl Rooms {
     ///
     /// [specification]: https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv3roomsroomidcontexteventid
     pub async fn read_context(
-        &self,
+        self: &Arc<Self>,
         reader: &Reader<'_>,
         event_id: &OwnedEventId,
         limit: usize,

@@ -78,6 +78,7 @@ impl Rooms {
     pub async fn create(self: &Arc<Self>, wanted: CreateRoom) -> Result<Arc<RoomName>> {
         for _ in 0..TRIES {
             if let Some(room) = Box::pin(self.try_to_create(&wanted)).await? {
+                self.invite_others(&room, &wanted).await;
                 return Ok(room);
             }
         }
@@ -95,7 +96,9 @@ impl Rooms {
         }
         for invited in &wanted.invite {
             must_be_an_id(invited)?;
-            self.must_be_ours(invited)?;
+            if invited.server_name() != self.server_name {
+                self.remote()?;
+            }
         }
         let trusted = wanted.preset == Preset::TrustedPrivateChat;
         let privileged = rules.authorization.explicitly_privilege_room_creators;
@@ -156,11 +159,8 @@ impl Rooms {
             self.draft(&mut writer, wanted, "m.room.topic", "", content).await?;
         }
         // 8. The invitations.
-        for invited in &wanted.invite {
-            let mut member = self.member_content(invited, "invite", None).await?;
-            if wanted.is_direct {
-                member.insert("is_direct".into(), CanonicalJsonValue::Bool(true));
-            }
+        for invited in wanted.invite.iter().filter(|invited| invited.server_name() == self.server_name) {
+            let member = self.invitation(invited, wanted).await?;
             self.draft(&mut writer, wanted, "m.room.member", invited.as_str(), member).await?;
         }
 
@@ -213,12 +213,25 @@ impl Rooms {
         Ok(content)
     }
 
-    /// Refuses users of other servers: rooms are not federated yet.
-    pub(crate) fn must_be_ours(&self, user_id: &UserId) -> Result<()> {
-        if user_id.server_name() == self.server_name {
-            return Ok(());
+    async fn invitation(&self, invited: &UserId, wanted: &CreateRoom) -> Result<CanonicalJsonObject> {
+        let mut member = self.member_content(invited, "invite", None).await?;
+        if wanted.is_direct {
+            member.insert("is_direct".into(), CanonicalJsonValue::Bool(true));
         }
-        Err(Error::forbidden(format!("{user_id} is not a user of this server, and this server is not federated")))
+        Ok(member)
+    }
+
+    /// Invites the users of other servers. The room stands by now: one who cannot be invited does not undo it.
+    async fn invite_others(self: &Arc<Self>, room: &Arc<RoomName>, wanted: &CreateRoom) {
+        for invited in wanted.invite.iter().filter(|invited| invited.server_name() != self.server_name) {
+            let sent = match self.invitation(invited, wanted).await {
+                Ok(member) => self.invite_through(room, &wanted.creator, invited, member).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = sent {
+                tracing::warn!(room.id = %room.room_id, %error, "{invited} could not be invited to a new room: {error}");
+            }
+        }
     }
 }
 

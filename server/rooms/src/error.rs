@@ -30,6 +30,15 @@ pub enum Error {
     /// No such room version.
     #[error("room version {0} is not supported")]
     UnsupportedRoomVersion(String),
+    /// The room's version is not one that the other server can deal with.
+    #[error("the room's version is {0}, which is not one of those that were asked for")]
+    IncompatibleRoomVersion(ruma::RoomVersionId),
+    /// We cannot know whether the user is in a room whose members may join.
+    #[error("this server is in none of the rooms whose members may join, and cannot say whether the user is")]
+    UnableToAuthoriseJoin,
+    /// The user may join, and nobody here may let them in.
+    #[error("no member of this room on this server may invite others")]
+    UnableToGrantJoin,
     /// The alias points to a room already.
     #[error("the alias is taken")]
     AliasTaken,

@@ -66,6 +66,9 @@ pub struct Page {
     pub is_last: bool,
 }
 
+/// How often other servers are asked for history, for one page.
+const FETCHES: usize = 3;
+
 impl Rooms {
     /// Lets a user read a room: a member, a former member, or anyone if everyone may read it.
     ///
@@ -123,7 +126,7 @@ impl Rooms {
     /// A page of the room's timeline.
     ///
     /// It may be empty without being the last one: no more than some thousand events are looked at.
-    pub async fn read_page(&self, reader: &Reader<'_>, request: &PageRequest<'_>) -> Result<Page> {
+    pub async fn read_page(self: &Arc<Self>, reader: &Reader<'_>, request: &PageRequest<'_>) -> Result<Page> {
         let is_backward = request.direction == Direction::Backward;
         let mut page = self.empty_page(reader, request);
         if request.limit == 0 || excludes_room(request.filter, &reader.room.room_id) {
@@ -138,6 +141,7 @@ impl Rooms {
             }
         };
         let mut scanned = 0;
+        let mut fetches = 0;
         while scanned < SCANNED {
             let size = batch_size(request, page.events.len());
             // One more, to know whether there is more.
@@ -159,6 +163,11 @@ impl Rooms {
             }
             if is_cut {
                 page.is_last = false;
+            }
+            if is_backward && page.is_last && page.events.len() < request.limit && fetches < FETCHES {
+                // Other servers may know more of the room.
+                fetches += 1;
+                page.is_last = !self.backfill(&reader.room).await?;
             }
             if page.is_last || page.events.len() >= request.limit {
                 break;

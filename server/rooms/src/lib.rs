@@ -9,6 +9,7 @@ mod create;
 mod directory;
 mod erased;
 mod error;
+mod federated;
 pub mod history;
 mod member_state;
 mod membership;
@@ -41,15 +42,17 @@ use myelin_store::{Committed, Event, Member, RoomName, StateKey, Store};
 use quick_cache::{DefaultHashBuilder, Lifecycle, UnitWeighter, sync::Cache};
 use ruma::{OwnedEventId, OwnedServerName, RoomId, serde::Base64, signatures::Ed25519KeyPair};
 
-use self::writer::Slot;
 use self::remote::{RemoteServers, VerifyKey};
+use self::writer::Slot;
 pub use self::{
     context::Context,
     create::{CreateRoom, InitialState, Preset},
     directory::{DirectoryPage, DirectorySearch, Listing},
     error::{Error, Result},
+    federated::{JoinedRoom, MembershipTemplate, room_versions},
     membership::MembershipAction,
     pdu::Pdu,
+    receive::{Outcome, Refusal},
     send::{Transaction, content},
     writer::{Appended, RoomWriter, Template},
 };
@@ -78,6 +81,7 @@ pub struct Rooms {
     pub(crate) erased: erased::Erased,
     pub(crate) serving: serve::Serving,
     pub(crate) receivers: receive::Receivers,
+    pub(crate) backfill_pauses: receive::Pauses,
     remote: OnceLock<Arc<dyn RemoteServers>>,
     own_keys: tokio::sync::OnceCell<HashMap<String, VerifyKey>>,
 }
@@ -102,6 +106,7 @@ impl Rooms {
             listed: directory::Listed::default(),
             erased: erased::Erased::default(),
             receivers: receive::Receivers::default(),
+            backfill_pauses: receive::Pauses::default(),
             remote: OnceLock::new(),
             own_keys: tokio::sync::OnceCell::new(),
             serving: serve::Serving::new(),

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use myelin_store::{Membership, RoomName};
-use ruma::{CanonicalJsonObject, CanonicalJsonValue, UserId, events::room::power_levels::UserPowerLevel};
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, OwnedRoomId, OwnedServerName, UserId,
+    events::room::power_levels::UserPowerLevel,
+};
 use ruma_state_res::events::{RoomCreateEvent, RoomPowerLevelsEvent, RoomPowerLevelsIntField};
 
 use crate::{Error, Pdu, Result, RoomWriter, Rooms, Template};
@@ -60,10 +63,13 @@ impl Rooms {
         is_guest: bool,
     ) -> Result<()> {
         must_be_an_id(target)?;
-        if action == MembershipAction::Invite {
-            self.must_be_ours(target)?;
-        }
         let content = self.member_content(target, action.word(), reason).await?;
+        if action == MembershipAction::Invite && target.server_name() != self.server_name {
+            return self.invite_through(room, sender, target, content).await.map(drop);
+        }
+        if action == MembershipAction::Leave && !self.is_held_here(room).await? {
+            return self.leave_through(room, target, reason).await;
+        }
         let mut attempts = self.attempts(room);
         loop {
             let mut writer = attempts.open().await?;
@@ -73,6 +79,64 @@ impl Rooms {
                 return Ok(());
             }
         }
+    }
+
+    /// Lets a user into a room, or knock at it: here, if this server is in it, and else through a server that is, of
+    /// those given, the one that has invited the user, and the one that the room's identifier names.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::change_membership`], and what other servers have answered.
+    pub async fn enter(
+        self: &Arc<Self>,
+        room_id: &OwnedRoomId,
+        via: &[OwnedServerName],
+        user_id: &UserId,
+        action: MembershipAction,
+        reason: Option<&str>,
+        is_guest: bool,
+    ) -> Result<()> {
+        let room = self.store.room(room_id).await?;
+        if let Some(room) = &room
+            && self.is_held_here(room).await?
+        {
+            let entered = self.change_membership(room, user_id, user_id, action, reason, is_guest).await;
+            let others = self.servers_in(room).await?;
+            match entered {
+                Err(Error::UnableToAuthoriseJoin | Error::UnableToGrantJoin) if others.len() > 1 => {
+                    let content = self.member_content(user_id, action.word(), reason).await?;
+                    return self.join_through(room_id, &others, user_id, &content).await.map(drop);
+                }
+                outcome => return outcome,
+            }
+        }
+        let mut via = via.to_vec();
+        if let Some(room) = &room
+            && let Some(place) = self.member(room, self.store.user_nid(user_id).await?).await?
+        {
+            let event = self.store.event(place.event_nid).await?;
+            via.insert(0, event.sender().server_name().to_owned());
+        }
+        if self.remote().is_err() {
+            return Err(Error::NotFound("there is no such room"));
+        }
+        if is_guest {
+            return Err(Error::GuestsRefused);
+        }
+        let content = self.member_content(user_id, action.word(), reason).await?;
+        match action {
+            MembershipAction::Knock => self.knock_through(room_id, &via, user_id, &content).await,
+            _ => self.join_through(room_id, &via, user_id, &content).await.map(drop),
+        }
+    }
+
+    /// Whether we can write to a room: because this server is in it, or nobody else is any more.
+    async fn is_held_here(&self, room: &RoomName) -> Result<bool> {
+        let servers = self.servers_in(room).await?;
+        if servers.contains(&self.server_name) {
+            return Ok(true);
+        }
+        Ok(servers.is_empty() && self.state_root(room).await? != 0)
     }
 
     async fn draft_membership(
@@ -117,27 +181,38 @@ impl Rooms {
             return Ok(());
         }
         let target_nid = self.store.user_nid(target).await?;
-        if !self.is_in_one_of(target_nid, &rules).await? {
-            return Err(Error::forbidden("you are in none of the rooms whose members may join this one"));
+        match self.is_in_one_of(target_nid, &rules).await? {
+            Some(true) => {}
+            Some(false) => {
+                return Err(Error::forbidden("you are in none of the rooms whose members may join this one"));
+            }
+            None => return Err(Error::UnableToAuthoriseJoin),
         }
         let inviter = self.member_who_may_invite(writer).await?;
         content.insert("join_authorised_via_users_server".into(), CanonicalJsonValue::String(inviter));
         Ok(())
     }
 
-    async fn is_in_one_of(&self, user_nid: i64, rules: &JoinRules) -> Result<bool> {
+    /// Whether a user is in one of the rooms that the rules name; `None` if they are in none that we know, and there are
+    /// others.
+    async fn is_in_one_of(&self, user_nid: i64, rules: &JoinRules) -> Result<Option<bool>> {
         let memberships = self.store.memberships(user_nid).await?;
+        let mut knows_all = true;
         for allowed in rules.allow.iter().filter(|allowed| allowed.kind == "m.room_membership") {
             let Ok(room_id) = ruma::RoomId::parse(&allowed.room_id) else { continue };
             // The names of rooms are in memory.
-            let Some(room) = self.store.room(&room_id).await? else { continue };
+            let Some(room) = self.store.room(&room_id).await? else {
+                knows_all = false;
+                continue;
+            };
             let joined =
                 memberships.iter().any(|member| member.room_nid == room.nid && member.membership == Membership::Join);
             if joined {
-                return Ok(true);
+                return Ok(Some(true));
             }
+            knows_all &= self.is_server_in(&room, &self.server_name).await?;
         }
-        Ok(false)
+        Ok(knows_all.then_some(false))
     }
 
     /// A member of this server with the power to invite: first those whom the room names, then the others, if they
@@ -177,7 +252,7 @@ impl Rooms {
             }
             after = match page.last() {
                 Some((user_nid, _)) if page.len() == PAGE => *user_nid,
-                _ => return Err(Error::forbidden("no member of this room on this server may invite others")),
+                _ => return Err(Error::UnableToGrantJoin),
             };
         }
     }

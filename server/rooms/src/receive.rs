@@ -6,6 +6,7 @@
 //! [checks on receipt of a PDU]: https://spec.matrix.org/v1.19/server-server-api/#checks-performed-on-receipt-of-a-pdu
 
 mod append;
+mod backfill;
 mod missing;
 mod outliers;
 mod parse;
@@ -20,8 +21,10 @@ use std::{
 use prometheus::{IntCounterVec, register_int_counter_vec};
 use ruma::{EventId, OwnedEventId};
 
+pub use self::transaction::Outcome;
 pub(crate) use self::{
-    append::Verdict,
+    append::{Place, Verdict},
+    backfill::Pauses,
     parse::{Received, parse},
     transaction::Receivers,
     verify::verify,

@@ -83,7 +83,8 @@ pub(crate) async fn resolve_with(
 ) -> Result<Resolved> {
     let graph = Graph::new(&rooms.store, drafts);
     let Some(conflict) = Conflict::between(&graph, roots).await? else {
-        return Ok(Resolved { base: roots.first().copied().unwrap_or(state_tree::EMPTY), changes: Vec::new() });
+        let base = roots.iter().copied().min().unwrap_or(state_tree::EMPTY);
+        return Ok(Resolved { base, changes: Vec::new() });
     };
     CONFLICTS.observe(conflict.keys.len() as f64);
     let timer = SECONDS.start_timer();

@@ -115,6 +115,19 @@ pub(crate) struct Extremity {
 /// The place of a room's head.
 pub(crate) type Slot = tokio::sync::Mutex<Option<Loaded>>;
 
+/// An event made from a template.
+struct Built {
+    /// Without hash and signature.
+    object: CanonicalJsonObject,
+    signed: CanonicalJsonObject,
+    event_id: OwnedEventId,
+    /// The state that decides about it.
+    auth: AuthState,
+    auth_nids: Vec<i64>,
+    /// The number of its state key.
+    key_nid: Option<i64>,
+}
+
 /// State events that decide about another event, by their keys.
 pub(crate) type AuthState = Vec<((StateEventType, String), Arc<Pdu>)>;
 
@@ -199,6 +212,32 @@ impl RoomWriter {
         })
     }
 
+    /// Opens a room that is not in the database yet, for what comes of it from other servers.
+    pub(crate) async fn open_new(rooms: &Arc<Rooms>, room: &Arc<RoomName>) -> Result<Self> {
+        let slot = rooms.slot(room.nid).lock_owned().await;
+        Ok(Self::empty(rooms, room.clone(), rules_of(&room.version)?, slot))
+    }
+
+    fn empty(
+        rooms: &Arc<Rooms>,
+        room: Arc<RoomName>,
+        rules: RoomVersionRules,
+        slot: OwnedMutexGuard<Option<Loaded>>,
+    ) -> Self {
+        Self {
+            rooms: rooms.clone(),
+            room,
+            rules,
+            slot,
+            is_fresh: true,
+            base_version: 0,
+            head: Head::default(),
+            extremities: Vec::new(),
+            draft: Draft::default(),
+            graph: crate::receive::Known::default(),
+        }
+    }
+
     /// Starts a new room with its create event.
     pub(crate) async fn found(
         rooms: &Arc<Rooms>,
@@ -221,18 +260,7 @@ impl RoomWriter {
         };
         let provisional = Arc::new(RoomName { nid, room_id, version: version.clone() });
         let slot = rooms.slot(nid).lock_owned().await;
-        let mut writer = Self {
-            rooms: rooms.clone(),
-            room: provisional,
-            rules,
-            slot,
-            is_fresh: true,
-            base_version: 0,
-            head: Head { version: 0, last_pos: 0, depth: 0, extremities: Vec::new(), state_root: 0 },
-            extremities: Vec::new(),
-            draft: Draft::default(),
-            graph: crate::receive::Known::default(),
-        };
+        let mut writer = Self::empty(rooms, provisional, rules, slot);
         let create = writer.append(template).await?;
         if by_hash {
             let room_id = create.event_id.as_str().replacen('$', "!", 1);
@@ -313,6 +341,41 @@ impl RoomWriter {
         if [&template.event_type].into_iter().chain(&template.state_key).any(|name| name.len() > NAME_BYTES_MAX) {
             return Err(Error::TooLarge);
         }
+        let built = self.build(&template).await?;
+        let Built { object: _, signed, event_id, auth, auth_nids, key_nid } = built;
+        let replaces = match key_nid {
+            Some(key_nid) => self.state_pdus(&[key_nid]).await?.pop().flatten(),
+            None => None,
+        };
+        let json = serde_json::to_string(&signed).map_err(|error| Error::BadJson(error.to_string()))?;
+        let nid = self.rooms.store.take_event_nids(1).await?.start;
+        let depth = self.next_depth();
+        let pdu = Arc::new(Pdu::parse(nid, depth, event_id.clone(), &json, false, &self.rules)?);
+        self.authorise(&pdu, &auth)?;
+        if let Some(same) = &replaces
+            && ruma_state_res::Event::sender(&**same) == template.sender
+            && same.content_as::<CanonicalJsonObject>().as_ref() == Some(&template.content)
+        {
+            return Ok(Appended { event_id: same.id().clone(), is_new: false });
+        }
+        if key_nid.is_some() {
+            self.draft.auth_edges.push((nid, auth_nids));
+        }
+        self.add(&template, pdu, json, key_nid, replaces.map(|pdu| pdu.nid)).await?;
+        Ok(Appended { event_id, is_new: true })
+    }
+
+    /// The event that a template would become here, without hash and signature, for another server to complete. The
+    /// rules of the room allow it; the draft stays as it is.
+    pub(crate) async fn propose(&mut self, template: &Template) -> Result<CanonicalJsonObject> {
+        let built = self.build(template).await?;
+        let json = serde_json::to_string(&built.signed).map_err(|error| Error::BadJson(error.to_string()))?;
+        let pdu = Arc::new(Pdu::parse(0, self.next_depth(), built.event_id, &json, false, &self.rules)?);
+        self.authorise(&pdu, &built.auth)?;
+        Ok(built.object)
+    }
+
+    async fn build(&mut self, template: &Template) -> Result<Built> {
         let event_type = TimelineEventType::from(template.event_type.as_str());
         let content = serde_json::to_string(&template.content).map_err(|error| Error::BadJson(error.to_string()))?;
         let content = RawValue::from_string(content).map_err(|error| Error::BadJson(error.to_string()))?;
@@ -326,18 +389,13 @@ impl RoomWriter {
         )
         .map_err(Error::BadJson)?;
         let auth = self.auth_state(&auth_types).await?;
-        let own_key = match &template.state_key {
+        let key_nid = match &template.state_key {
             Some(state_key) => {
                 let key = StateKey::new(&template.event_type, state_key);
                 Some(self.rooms.store.key_nids(&[key]).await?[0])
             }
             None => None,
         };
-        let replaces = match own_key {
-            Some(key_nid) => self.state_pdus(&[key_nid]).await?.pop().flatten(),
-            None => None,
-        };
-        let depth = self.next_depth();
         let auth_events: Vec<&Arc<Pdu>> = auth
             .iter()
             .filter(|(_, pdu)| {
@@ -348,27 +406,14 @@ impl RoomWriter {
             .filter(|(key, _)| auth_types.iter().any(|(wanted, state_key)| *wanted == key.0 && *state_key == key.1))
             .map(|(_, pdu)| pdu)
             .collect();
-        let mut object = self.object(&template, depth, &auth_events);
-        let event_id = self.sign(&mut object)?;
-        check_pdu_format(&object, &self.rules.event_format).map_err(|reason| {
+        let object = self.object(template, self.next_depth(), &auth_events);
+        let auth_nids = auth_events.iter().map(|pdu| pdu.nid).collect();
+        let mut signed = object.clone();
+        let event_id = self.sign(&mut signed)?;
+        check_pdu_format(&signed, &self.rules.event_format).map_err(|reason| {
             if reason.contains("larger") || reason.contains("long") { Error::TooLarge } else { Error::BadJson(reason) }
         })?;
-        let json = serde_json::to_string(&object).map_err(|error| Error::BadJson(error.to_string()))?;
-        let nid = self.rooms.store.take_event_nids(1).await?.start;
-        let pdu = Arc::new(Pdu::parse(nid, depth, event_id.clone(), &json, false, &self.rules)?);
-        self.authorise(&pdu, &auth)?;
-        if let Some(same) = &replaces
-            && ruma_state_res::Event::sender(&**same) == template.sender
-            && same.content_as::<CanonicalJsonObject>().as_ref() == Some(&template.content)
-        {
-            return Ok(Appended { event_id: same.id().clone(), is_new: false });
-        }
-
-        if own_key.is_some() {
-            self.draft.auth_edges.push((nid, auth_events.iter().map(|pdu| pdu.nid).collect()));
-        }
-        self.add(&template, pdu, json, own_key, replaces.map(|pdu| pdu.nid)).await?;
-        Ok(Appended { event_id, is_new: true })
+        Ok(Built { object, signed, event_id, auth, auth_nids, key_nid })
     }
 
     /// The state that decides about an event, with the create event in any case.

@@ -266,20 +266,19 @@ mod tests {
             let mut ends = Vec::new();
             for holder in ["a", "b"] {
                 let (stop, stopped) = watch::channel(false);
-                let (store, begun) = (store.clone(), begun.clone());
-                let mut told = stopped.clone();
+                let (store, begins) = (store.clone(), begun.clone());
+                let told = stopped.clone();
                 let task = tokio::spawn(async move {
                     let candidate = candidate(holder, Duration::from_secs(2));
                     let mut fences = Vec::new();
                     store
                         .lead(&candidate, stopped, |lease| {
                             fences.push(lease.fence);
-                            begun.notify_one();
+                            begins.notify_one();
                             let mut told = told.clone();
                             async move { drop(told.wait_for(|stop| *stop).await) }
                         })
                         .await;
-                    drop(told.borrow_and_update());
                     fences
                 });
                 ends.push((stop, task));

@@ -522,6 +522,14 @@ impl Sync {
     /// What one who is not in a room may know of it: some state, who invited, and the invitation itself.
     async fn stripped_state(&self, request: &Request, room: &RoomName, place: Place) -> Result<Events> {
         let own = self.store.event(place.event_nid).await?;
+        if own.is_outlier() {
+            // The room is not here: another server has told what there is to know.
+            let told = self.store.stripped_state(&[own.nid]).await?.remove(&own.nid);
+            let told: Option<Vec<Box<RawValue>>> = told.and_then(|json| serde_json::from_str(&json).ok());
+            let mut events = told.unwrap_or_default();
+            events.push(present_stripped(&own)?);
+            return Ok(Events { events });
+        }
         let mut keys: Vec<StateKey> = STRIPPED.iter().map(|event_type| StateKey::new(event_type, "")).collect();
         if *own.sender() != request.user_id {
             keys.push(StateKey::new("m.room.member", own.sender().as_str()));

@@ -38,7 +38,7 @@ use bytes::Bytes;
 use myelin_rooms::{Rooms, visibility::membership_in};
 use myelin_store::{Batch, Change, Ephemeral, ONE_TIME_KEYS, Observer, Store};
 use quick_cache::sync::Cache;
-use ruma::{OwnedUserId, UserId, presence::PresenceState};
+use ruma::{OwnedUserId, presence::PresenceState};
 
 pub use self::{
     account_data::is_server_managed,

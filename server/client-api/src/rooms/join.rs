@@ -6,7 +6,7 @@ use axum::extract::State;
 use myelin_http::{ApiError, Matrix, Reply, Session};
 use myelin_rooms::MembershipAction;
 use ruma::{
-    OwnedRoomId, RoomOrAliasId,
+    OwnedRoomId, OwnedServerName, RoomOrAliasId,
     api::client::membership::{ThirdPartySigned, join_room_by_id, join_room_by_id_or_alias},
 };
 
@@ -19,7 +19,8 @@ pub(super) async fn join(
 ) -> Result<Reply<join_room_by_id_or_alias::v3::Response>> {
     let body = &request.body;
     let signed = body.third_party_signed.as_ref();
-    let room_id = enter(&services, request.session(), &body.room_id_or_alias, signed, body.reason.as_deref()).await?;
+    let room_id =
+        enter(&services, request.session(), &body.room_id_or_alias, &body.via, signed, body.reason.as_deref()).await?;
     Ok(Reply(join_room_by_id_or_alias::v3::Response::new(room_id)))
 }
 
@@ -30,7 +31,7 @@ pub(super) async fn join_by_id(
     let body = &request.body;
     let signed = body.third_party_signed.as_ref();
     let room = <&RoomOrAliasId>::from(&*body.room_id);
-    let room_id = enter(&services, request.session(), room, signed, body.reason.as_deref()).await?;
+    let room_id = enter(&services, request.session(), room, &[], signed, body.reason.as_deref()).await?;
     Ok(Reply(join_room_by_id::v3::Response::new(room_id)))
 }
 
@@ -38,6 +39,7 @@ async fn enter(
     services: &Services,
     session: &Session,
     room: &RoomOrAliasId,
+    via: &[OwnedServerName],
     signed: Option<&ThirdPartySigned>,
     reason: Option<&str>,
 ) -> Result<OwnedRoomId> {
@@ -46,8 +48,9 @@ async fn enter(
         Err(ApiError::forbidden("This server does not invite by e-mail address or telephone number"))?;
     }
     let user_id = &session.user_id;
-    let room = resolve(&services.rooms, room).await?;
+    let (room_id, mut servers) = resolve(&services.rooms, room).await?;
+    servers.extend_from_slice(via);
     let action = MembershipAction::Join;
-    services.rooms.change_membership(&room, user_id, user_id, action, reason, session.is_guest).await?;
-    Ok(room.room_id.clone())
+    services.rooms.enter(&room_id, &servers, user_id, action, reason, session.is_guest).await?;
+    Ok(room_id)
 }

@@ -14,10 +14,10 @@ pub(super) async fn knock(State(services): State<Services>, request: Matrix<Requ
     let session = request.session();
     session.require_full_account()?;
     session.require_good_standing()?;
-    let Request { room_id_or_alias, reason, .. } = &request.body;
-    let room = resolve(&services.rooms, room_id_or_alias).await?;
-    let user_id = &session.user_id;
+    let Request { room_id_or_alias, reason, via, .. } = &request.body;
+    let (room_id, mut servers) = resolve(&services.rooms, room_id_or_alias).await?;
+    servers.extend_from_slice(via);
     let action = MembershipAction::Knock;
-    services.rooms.change_membership(&room, user_id, user_id, action, reason.as_deref(), false).await?;
-    Ok(Reply(Response::new(room.room_id.clone())))
+    services.rooms.enter(&room_id, &servers, &session.user_id, action, reason.as_deref(), false).await?;
+    Ok(Reply(Response::new(room_id)))
 }

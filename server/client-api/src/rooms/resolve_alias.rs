@@ -12,6 +12,6 @@ pub(super) async fn resolve_alias(
     State(services): State<Services>,
     request: Matrix<Request>,
 ) -> Result<Reply<Response>> {
-    let room_id = services.rooms.resolve_alias(&request.body.room_alias).await?;
-    Ok(Reply(Response::new(room_id, vec![services.rooms.server_name().clone()])))
+    let (room_id, servers) = services.rooms.find_alias(&request.body.room_alias).await?;
+    Ok(Reply(Response::new(room_id, servers)))
 }

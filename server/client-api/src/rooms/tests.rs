@@ -5,6 +5,7 @@ mod creating;
 mod directory;
 mod membership;
 mod reading;
+mod spaces;
 mod upgrading;
 
 use http::{Method, StatusCode};

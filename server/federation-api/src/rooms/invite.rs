@@ -71,5 +71,5 @@ async fn accept(
 ) -> Result<Box<RawValue>> {
     services.writes.check_acl(origin, room_id).await?;
     let Invite { room_version, event, invite_room_state } = invite;
-    Ok(services.writes.invite(origin, room_id, event_id, room_version, event, invite_room_state).await?)
+    Ok(services.writes.invite(origin, room_id, event_id, &room_version, event, invite_room_state).await?)
 }

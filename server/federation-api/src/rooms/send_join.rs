@@ -4,13 +4,14 @@
 
 use axum::extract::State;
 use myelin_http::{ApiError, RawJson};
+use myelin_rooms::JoinedRoom;
 use ruma::{
     EventId, OwnedEventId, OwnedRoomId, RoomId, ServerName, api::federation::membership::create_join_event::v2::Request,
 };
 use serde_json::value::RawValue;
 
 use crate::{
-    JoinedRoom, Services,
+    Services,
     errors::Result,
     json::{Object, with_status},
     own::{Own, SendJoinV1},

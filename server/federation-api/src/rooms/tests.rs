@@ -1,12 +1,9 @@
 use http::{Method, StatusCode};
-use myelin_rooms::Error;
+use myelin_rooms::{Error, JoinedRoom};
 use ruma::{OwnedRoomId, OwnedServerName, user_id};
 use serde_json::{Value, json};
 
-use crate::{
-    JoinedRoom,
-    testing::{Server, on_both},
-};
+use crate::testing::{Server, on_both};
 
 const ROOM: &str = "%21room%3Aexample.org";
 const V1: &str = "/_matrix/federation/v1";
@@ -166,7 +163,9 @@ async fn denied_servers_do_nothing_in_a_room() {
 async fn refusals_have_their_errcodes() {
     on_both(async |server: &Server| {
         let peer = server.peer("peer.org");
-        let errors: [(fn() -> Error, StatusCode, &str); 4] = [
+        let errors: [(fn() -> Error, StatusCode, &str); 6] = [
+            (|| Error::UnableToAuthoriseJoin, StatusCode::BAD_REQUEST, "M_UNABLE_TO_AUTHORISE_JOIN"),
+            (|| Error::UnableToGrantJoin, StatusCode::BAD_REQUEST, "M_UNABLE_TO_GRANT_JOIN"),
             (|| Error::NotFound("there is no such room"), StatusCode::NOT_FOUND, "M_NOT_FOUND"),
             (|| Error::Forbidden("you are not invited".into()), StatusCode::FORBIDDEN, "M_FORBIDDEN"),
             (|| Error::InvalidParam("not a join".into()), StatusCode::BAD_REQUEST, "M_INVALID_PARAM"),

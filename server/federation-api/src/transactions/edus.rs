@@ -1,11 +1,12 @@
 //! The ephemeral messages of a transaction. Each stands for itself: a bad one is counted, and the next is looked at.
 
+use myelin_encryption::EduOutcome;
 use ruma::{ServerName, api::federation::transactions::edu::Edu, serde::Raw};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{presence, receipts, typing};
-use crate::{Services, metrics::EDUS};
+use crate::{Services, errors::Result, metrics::EDUS};
 
 /// Receipts and states of presence of one transaction at the most: each may be a write.
 const ITEMS_MAX: usize = 1000;
@@ -56,7 +57,11 @@ struct Header<'a> {
 }
 
 /// Takes all of them, in order.
-pub(super) async fn take(services: &Services, origin: &ServerName, edus: &[Raw<Edu>]) {
+///
+/// # Errors
+///
+/// When what must not be lost could not be written down: the whole transaction has to come again.
+pub(super) async fn take(services: &Services, origin: &ServerName, edus: &[Raw<Edu>]) -> Result<()> {
     let mut budget = Budget(ITEMS_MAX);
     for edu in edus {
         let Ok(Header { edu_type, content }) = serde_json::from_str(edu.json().get()) else {
@@ -68,10 +73,24 @@ pub(super) async fn take(services: &Services, origin: &ServerName, edus: &[Raw<E
             "m.typing" => ("m.typing", typing::take(services, origin, content).await),
             "m.receipt" => ("m.receipt", receipts::take(services, origin, content, &mut budget).await),
             "m.presence" => ("m.presence", presence::take(services, origin, content, &mut budget).await),
+            "m.device_list_update" => ("m.device_list_update", of_devices(services, origin, edu).await?),
+            "m.signing_key_update" => ("m.signing_key_update", of_devices(services, origin, edu).await?),
+            "m.direct_to_device" => ("m.direct_to_device", of_devices(services, origin, edu).await?),
             _ => ("other", Outcome::Ignored),
         };
         EDUS.with_label_values(&[label, outcome.label()]).inc();
     }
+    Ok(())
+}
+
+async fn of_devices(services: &Services, origin: &ServerName, edu: &Raw<Edu>) -> Result<Outcome> {
+    let Ok(edu) = edu.deserialize() else { return Ok(Outcome::Malformed) };
+    Ok(match Box::pin(services.encryption.receive_edu(origin, &edu)).await? {
+        EduOutcome::Accepted => Outcome::Accepted,
+        EduOutcome::Ignored => Outcome::Ignored,
+        EduOutcome::Refused => Outcome::Refused,
+        EduOutcome::Malformed => Outcome::Malformed,
+    })
 }
 
 /// The outcome of telling clients.

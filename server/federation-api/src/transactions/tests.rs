@@ -229,3 +229,27 @@ async fn presence_is_checked() {
     })
     .await;
 }
+
+/// Messages to devices reach our users once, from the origin's users only.
+#[tokio::test]
+async fn to_device_messages_are_checked() {
+    on_both(async |server: &Server| {
+        let peer = server.peer("peer.org");
+        server.user("alice").await;
+        let message = |sender: &str| {
+            let messages = json!({ "@alice:example.org": { "*": { "a": 1 } } });
+            json!({ "sender": sender, "type": "org.example", "message_id": "1", "messages": messages })
+        };
+        let direct = "m.direct_to_device";
+        assert_eq!(edu(server, &peer, "1", direct, message("@bob:peer.org")).await, ["accepted"]);
+        assert_eq!(edu(server, &peer, "2", direct, message("@carol:other.org")).await, ["refused"]);
+        assert_eq!(edu(server, &peer, "3", direct, json!({ "sender": "@bob:peer.org" })).await, ["malformed"]);
+        let update = |user: &str| json!({ "user_id": user, "device_id": "PHONE", "stream_id": 1 });
+        let list = "m.device_list_update";
+        assert_eq!(edu(server, &peer, "4", list, update("@alice:example.org")).await, ["refused"]);
+        assert_eq!(edu(server, &peer, "5", list, json!({})).await, ["malformed"]);
+        let keys = json!({ "user_id": "@alice:example.org" });
+        assert_eq!(edu(server, &peer, "6", "m.signing_key_update", keys).await, ["refused"]);
+    })
+    .await;
+}

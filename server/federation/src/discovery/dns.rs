@@ -9,7 +9,7 @@ use hickory_resolver::{
 };
 
 /// The longest time for one look-up.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(5);
 /// The longest time that an answer is remembered, whatever its zone says.
 const TTL_MAX: Duration = Duration::from_secs(60 * 60);
 /// The longest time that the absence of an answer is remembered.

@@ -29,8 +29,9 @@ static LOOKUPS: LazyLock<IntCounterVec> = metrics::counter!(
 
 /// What is remembered.
 const CACHE: usize = 10_000;
-/// The time for one look at the file, redirects included.
-const DEADLINE: Duration = Duration::from_secs(20);
+/// The time for one look at the file, redirects included. Shorter than the deadline of any request that waits for it,
+/// so that what comes of it is remembered.
+const DEADLINE: Duration = Duration::from_secs(8);
 /// The bound on the file, in bytes.
 const BYTES_MAX: usize = 50 * 1024;
 /// Redirects that are followed.
@@ -110,7 +111,8 @@ impl WellKnowns {
             LOOKUPS.with_label_values(&["remembered"]).inc();
             return known.delegate.clone();
         }
-        self.known.remove(&hostname);
+        // Not `remove`: that would also end the waiting for one who is asking just now.
+        self.known.remove_if(&hostname, |known| known.until <= Instant::now());
         let fetching = async {
             let found = fetch(&self.dialer, &self.config, self.ports, &hostname).await;
             Ok::<_, std::convert::Infallible>(judge(&hostname, before, found))
@@ -275,11 +277,6 @@ fn by_expires(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     // A date that cannot be read is in the past, RFC 9111 section 5.3.
     let at = value.to_str().ok().and_then(|text| httpdate::parse_http_date(text).ok()).unwrap_or(now);
     Some(at.duration_since(now).unwrap_or(Duration::ZERO))
-}
-
-/// Whether a server name is one that delegation is looked for at all.
-pub(crate) fn is_delegated(server: &ServerName) -> bool {
-    ip_literal(server).is_none() && server.port().is_none()
 }
 
 impl From<DialError> for WellKnownError {

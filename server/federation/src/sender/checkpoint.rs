@@ -30,8 +30,9 @@ impl Checkpoints {
         Self { stored_pos }
     }
 
-    /// Writes what has changed. `distributed`: the position up to which everything is in the queues.
-    pub(crate) async fn write(&mut self, term: &Term, distributed: i64) -> Result<Written> {
+    /// Writes what has changed.
+    pub(crate) async fn write(&mut self, term: &Term) -> Result<Written> {
+        let distributed = term.distributed();
         let now = term.clock.now_ms();
         // Before looking, so that what changes meanwhile is looked at next time.
         let has_changed = term.take_changed();

@@ -27,7 +27,7 @@ pub(crate) struct Distributor {
     term: Arc<Term>,
     rooms: Rooms,
     /// The position up to which everything is in the queues.
-    pub(crate) pos: i64,
+    pos: i64,
     /// When those who type stop to, unless they say so again: by room and user.
     typing: BTreeMap<(i64, i64), u64>,
 }
@@ -56,6 +56,7 @@ struct PresenceNotice {
 impl Distributor {
     pub(crate) fn new(term: Arc<Term>, pos: i64) -> Self {
         let rooms = Rooms::new(term.store.clone(), term.options.server_name.clone(), term.options.cache_bytes);
+        term.set_distributed(pos);
         Self { term, rooms, pos, typing: BTreeMap::new() }
     }
 
@@ -87,7 +88,7 @@ impl Distributor {
     fn move_to(&mut self, pos: i64) {
         if pos > self.pos {
             self.pos = pos;
-            self.term.changed();
+            self.term.set_distributed(pos);
         }
     }
 

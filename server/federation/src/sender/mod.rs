@@ -393,7 +393,7 @@ impl Duty {
 
     /// False when the lease is lost.
     async fn write_checkpoint(&mut self) -> bool {
-        let written = self.checkpoints.write(&self.term, self.distributor.pos).await;
+        let written = self.checkpoints.write(&self.term).await;
         self.next_checkpoint = self.term.clock.now_ms() + CHECKPOINT_MS;
         match written {
             Ok(Written::Done) => self.term.forget_idle(),

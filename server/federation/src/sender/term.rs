@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
 };
 
@@ -49,6 +49,8 @@ pub(crate) struct Term {
     timetable: Mutex<BTreeSet<(u64, OwnedServerName)>>,
     tail: Mutex<Tail>,
     inbox: Mutex<VecDeque<Ephemeral>>,
+    /// The position up to which everything is in the queues.
+    distributed: AtomicI64,
     /// Something may be different since the last checkpoint.
     is_changed: AtomicBool,
 }
@@ -82,6 +84,7 @@ impl Term {
             timetable: Mutex::default(),
             tail: Mutex::default(),
             inbox: Mutex::default(),
+            distributed: AtomicI64::new(0),
             is_changed: AtomicBool::new(false),
             options,
             clock,
@@ -106,6 +109,17 @@ impl Term {
 
     pub(crate) fn is_ours(&self, server: &ServerName) -> bool {
         *server == *self.options.server_name
+    }
+
+    /// The position up to which everything is in the queues.
+    pub(crate) fn distributed(&self) -> i64 {
+        self.distributed.load(Ordering::Acquire)
+    }
+
+    /// Everything up to a position is in the queues.
+    pub(crate) fn set_distributed(&self, pos: i64) {
+        self.distributed.store(pos, Ordering::Release);
+        self.changed();
     }
 
     /// Notes that there may be something to write down.

@@ -73,6 +73,7 @@ impl Config {
         self.check_names(&mut found);
         self.check_database(&mut found);
         self.check_listeners(&mut found);
+        self.check_well_known(&mut found);
         self.check_registration(&mut found);
         self.check_files(&mut found);
         self.check_rate_limits(&mut found);
@@ -155,6 +156,23 @@ impl Config {
         }
     }
 
+    fn check_well_known(&self, found: &mut Vec<Problem>) {
+        for (number, contact) in self.well_known.contacts.iter().enumerate() {
+            if contact.matrix_id.is_none() && contact.email_address.is_none() {
+                let message = "it has neither `matrix_id` nor `email_address`";
+                found.push(Problem::error(&format!("well_known.contacts[{number}]"), message));
+            }
+        }
+        if let Some(page) = &self.well_known.support_page
+            && !matches!(page.scheme(), "https" | "http")
+        {
+            found.push(Problem::error("well_known.support_page", "it must begin with https://"));
+        }
+        if self.well_known.client.contains_key("m.homeserver") {
+            found.push(Problem::error("well_known.client", "`m.homeserver` follows from public_baseurl"));
+        }
+    }
+
     fn check_registration(&self, found: &mut Vec<Problem>) {
         let registration = &self.registration;
         let token = registration.token.as_ref();
@@ -215,6 +233,7 @@ impl Config {
             ("limits.request_deadline_seconds", limits.request_deadline_seconds, 1),
             ("limits.max_sync_timeout_seconds", limits.max_sync_timeout_seconds, 1),
             ("limits.shutdown_seconds", limits.shutdown_seconds, 1),
+            ("limits.max_connections_per_address", limits.max_connections_per_address, 1),
         ];
         for (key, value, least) in sizes {
             if value < least {

@@ -52,6 +52,7 @@ impl Config {
                 repeated: true,
             },
             "tls" => Group::of(&self.tls),
+            "well_known" => Group::of(&self.well_known),
             "registration" => Group::of(&self.registration),
             "federation" => Group::of(&self.federation),
             "outbound" => Group::of(&self.outbound),
@@ -136,6 +137,7 @@ mod tests {
         assert_eq!(shown.public_baseurl.take().unwrap().as_str(), "https://matrix.example.org/");
         assert!(shown.database.url.take().is_some() && shown.database.url_file.take().is_some());
         assert!(shown.tls.certificate.take().is_some() && shown.tls.private_key.take().is_some());
+        assert!(shown.well_known.server.take().is_some() && shown.well_known.support_page.take().is_some());
         let registration = &mut shown.registration;
         assert!(registration.token.take().is_some() && registration.token_file.take().is_some());
         assert!(registration.shared_secret.take().is_some() && registration.shared_secret_file.take().is_some());

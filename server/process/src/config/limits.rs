@@ -15,6 +15,9 @@ section! {
         pub max_sync_timeout_seconds: u64 = 300,
         /// Seconds that requests under way have to finish when the server stops.
         pub shutdown_seconds: u64 = 30,
+        /// Connections at once from one address (of IPv6, from one network of 64 bits). Loopback addresses and the
+        /// `trusted_proxies` of listeners have no such bound.
+        pub max_connections_per_address: u64 = 1000,
     }
 }
 

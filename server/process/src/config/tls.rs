@@ -17,6 +17,9 @@ section! {
         pub certificate: Option<PathBuf> = None => "\"/etc/myelin/tls/fullchain.pem\"",
         /// The certificate's private key, in PEM, not encrypted.
         pub private_key: Option<PathBuf> = None => "\"/etc/myelin/tls/key.pem\"",
+        /// For how many seconds browsers remember that they must never use `http://` here (the header
+        /// `Strict-Transport-Security` of answers over TLS). 0: no header.
+        pub strict_transport_security_seconds: u64 = 0,
     }
 }
 

@@ -5,9 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use myelin_store::{
-    Event, EventParts, Membership, MembershipChange, StateKey, flags, redacted_event_id,
-};
+use myelin_store::{Event, EventParts, Membership, MembershipChange, StateKey, flags, redacted_event_id};
 use ruma::{EventId, OwnedEventId, events::TimelineEventType};
 use ruma_state_res::{
     Event as _, auth_types_for_event, check_state_dependent_auth_rules, check_state_independent_auth_rules,
@@ -171,10 +169,13 @@ impl RoomWriter {
 
     pub(super) fn allowed_by_auth_events(&self, pdu: &Arc<Pdu>, auth: &[Arc<Pdu>]) -> Result<(), String> {
         let rules = &self.rules.authorization;
-        check_state_independent_auth_rules(rules, pdu.clone(), |event_id: &EventId| pdu::find(auth, event_id).cloned())?;
+        check_state_independent_auth_rules(rules, pdu.clone(), |event_id: &EventId| {
+            pdu::find(auth, event_id).cloned()
+        })?;
         check_state_dependent_auth_rules(rules, pdu.clone(), |event_type, state_key| {
-            let is_it =
-                |pdu: &&Arc<Pdu>| pdu.event_type().to_string() == event_type.to_string() && pdu.state_key() == Some(state_key);
+            let is_it = |pdu: &&Arc<Pdu>| {
+                pdu.event_type().to_string() == event_type.to_string() && pdu.state_key() == Some(state_key)
+            };
             auth.iter().find(is_it).cloned()
         })
     }
@@ -359,8 +360,7 @@ impl RoomWriter {
         // From the current state, so that what both have is shared.
         let current: HashMap<i64, i64> =
             self.rooms.store.state_entries(self.head.state_root).await?.into_iter().collect();
-        let wanted: HashMap<i64, i64> =
-            key_nids.into_iter().zip(state.iter().map(|pdu| pdu.nid)).collect();
+        let wanted: HashMap<i64, i64> = key_nids.into_iter().zip(state.iter().map(|pdu| pdu.nid)).collect();
         let mut changes: Vec<(i64, Option<i64>)> = wanted
             .iter()
             .filter(|(key, nid)| current.get(key) != Some(nid))
@@ -383,7 +383,7 @@ impl RoomWriter {
     }
 
     /// The memberships that a change of the current state brings.
-    pub(super) async fn change_members(&mut self, old_root: i64) -> Result<()> {
+    pub(crate) async fn change_members(&mut self, old_root: i64) -> Result<()> {
         let store = self.rooms.store.clone();
         if old_root == self.head.state_root {
             return Ok(());
@@ -396,16 +396,11 @@ impl RoomWriter {
             .filter(|(_, key)| &*key.event_type == "m.room.member")
             .map(|(change, key)| (key.state_key.to_string(), change.new, change.old))
             .collect();
-        let users: Vec<ruma::OwnedUserId> = members
-            .iter()
-            .filter_map(|(user, ..)| ruma::UserId::parse(user).ok())
-            .collect();
+        let users: Vec<ruma::OwnedUserId> =
+            members.iter().filter_map(|(user, ..)| ruma::UserId::parse(user).ok()).collect();
         let user_refs: Vec<&ruma::UserId> = users.iter().map(|user| &**user).collect();
-        let user_nids: HashMap<&str, i64> = user_refs
-            .iter()
-            .map(|user| user.as_str())
-            .zip(store.user_nids(&user_refs).await?)
-            .collect();
+        let user_nids: HashMap<&str, i64> =
+            user_refs.iter().map(|user| user.as_str()).zip(store.user_nids(&user_refs).await?).collect();
         let nids: Vec<i64> = members.iter().filter_map(|(_, new, _)| *new).collect();
         let words = self.memberships_in(&nids).await?;
         for (user, new, old) in &members {
@@ -450,7 +445,9 @@ impl RoomWriter {
     /// "[…] the redaction is valid if the sender has the power level to redact, or its domain matches the redacted
     /// event's sender's"; in room versions 1 and 2 the authorisation rules have asked for that.
     async fn redact_target(&mut self, redaction: &Event) -> Result<()> {
-        let Some(target_id) = redacted_event_id(redaction).and_then(|id| EventId::parse(id).ok()) else { return Ok(()) };
+        let Some(target_id) = redacted_event_id(redaction).and_then(|id| EventId::parse(id).ok()) else {
+            return Ok(());
+        };
         if let Some(place) = self.draft.events.iter().position(|event| event.event_id == target_id) {
             if self.may_redact(redaction, self.draft.events[place].sender().clone()).await? {
                 let event = redacted_by(&self.draft.events[place], redaction.nid, &self.rules)?;

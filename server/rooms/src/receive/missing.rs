@@ -33,6 +33,8 @@ const ONE_BY_ONE: usize = 20;
 const AT_ONCE: usize = 8;
 /// Events of a state or an auth chain at the most.
 const STATE_MAX: usize = 200_000;
+/// Events that the state before is asked for; if more have gaps before them, they are dropped.
+const STATES_MAX: usize = 8;
 /// Servers that are asked, one after the other.
 const SERVERS_MAX: usize = 4;
 
@@ -69,7 +71,7 @@ pub(crate) async fn gather(
     search.look_up(events.iter().flat_map(Incoming::references).collect()).await?;
     search.events = events.into_iter().map(|event| (event.event_id.clone(), event)).collect();
     search.fetch_predecessors().await?;
-    search.finish(true).await
+    search.finish().await
 }
 
 /// Like [`gather`], for events from before what we have, whose own predecessors are not asked for.
@@ -82,7 +84,7 @@ pub(crate) async fn gather_history(
     let mut search = Search::new(rooms, room, origin).await?;
     search.look_up(events.iter().flat_map(Incoming::references).collect()).await?;
     search.events = events.into_iter().map(|event| (event.event_id.clone(), event)).collect();
-    search.finish(false).await
+    search.finish().await
 }
 
 impl<'a> Search<'a> {
@@ -116,9 +118,7 @@ impl<'a> Search<'a> {
     }
 
     fn has(&self, event_id: &EventId) -> bool {
-        self.events.contains_key(event_id)
-            || self.outliers.contains_key(event_id)
-            || self.stored.contains_key(event_id)
+        self.events.contains_key(event_id) || self.outliers.contains_key(event_id) || self.stored.contains_key(event_id)
     }
 
     /// The events whose predecessors are not all here.
@@ -138,8 +138,7 @@ impl<'a> Search<'a> {
             if latest.is_empty() || self.events.len() >= given + FETCHED_MAX {
                 return Ok(());
             }
-            let mut request =
-                get_missing_events::v1::Request::new(self.room.room_id.clone(), earliest.clone(), latest);
+            let mut request = get_missing_events::v1::Request::new(self.room.room_id.clone(), earliest.clone(), latest);
             request.limit = UInt::from(ROUND_EVENTS);
             let server = self.servers[0].clone();
             let found = match self.rooms.remote()?.missing_events(&server, request).await {
@@ -188,12 +187,16 @@ impl<'a> Search<'a> {
     }
 
     /// Puts the events in order, and gets the state of those that still have a gap before them, and auth events.
-    async fn finish(mut self, drop_if_stateless: bool) -> Result<Gathered> {
+    async fn finish(mut self) -> Result<Gathered> {
         let mut states = HashMap::new();
         let mut dangling = self.dangling();
         dangling.sort_by_key(|event_id| self.events.get(event_id).map(|event| event.pdu.depth));
-        for event_id in dangling {
-            match self.state_before(&event_id).await? {
+        for (place, event_id) in dangling.into_iter().enumerate() {
+            let state = match place < STATES_MAX {
+                true => self.state_before(&event_id).await?,
+                false => None,
+            };
+            match state {
                 Some(state) => drop(states.insert(event_id, state)),
                 None => {
                     tracing::info!(
@@ -204,9 +207,7 @@ impl<'a> Search<'a> {
                 }
             }
         }
-        if drop_if_stateless {
-            self.drop_unplaced(&states);
-        }
+        self.drop_unplaced(&states);
         self.fetch_auth_events().await?;
         let outliers = self.outliers.into_values().collect();
         Ok(Gathered { events: by_prev_events(self.events), states, outliers })
@@ -356,7 +357,8 @@ impl<'a> Search<'a> {
 fn by_prev_events(mut events: HashMap<OwnedEventId, Incoming>) -> Vec<Incoming> {
     let mut order: Vec<OwnedEventId> = events.keys().cloned().collect();
     order.sort_by(|a, b| {
-        let key = |event_id: &OwnedEventId| events.get(event_id).map(|event| (event.pdu.depth, event.pdu.origin_server_ts()));
+        let key =
+            |event_id: &OwnedEventId| events.get(event_id).map(|event| (event.pdu.depth, event.pdu.origin_server_ts()));
         key(a).cmp(&key(b)).then_with(|| a.cmp(b))
     });
     let mut sorted = Vec::with_capacity(events.len());

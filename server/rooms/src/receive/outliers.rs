@@ -123,7 +123,8 @@ impl RoomWriter {
             return Ok(());
         }
         let event_id = self.room.room_id.as_str().replacen('!', "$", 1);
-        let event_id = OwnedEventId::try_from(event_id).map_err(|_| Error::BadJson("the room's id is invalid".into()))?;
+        let event_id =
+            OwnedEventId::try_from(event_id).map_err(|_| Error::BadJson("the room's id is invalid".into()))?;
         self.learn(&[&event_id]).await
     }
 }

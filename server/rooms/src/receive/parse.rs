@@ -38,9 +38,8 @@ pub(crate) fn parse(raw: &RawValue, room_id: &RoomId, rules: &RoomVersionRules) 
         serde_json::from_str(raw.get()).map_err(|error| Refusal::Malformed(error.to_string()))?;
     // It is not signed, so it is not the sender's word.
     object.remove("unsigned");
-    check_pdu_format(&object, &rules.event_format).map_err(|reason| {
-        if reason.contains("larger") { Refusal::TooLarge } else { Refusal::Malformed(reason) }
-    })?;
+    check_pdu_format(&object, &rules.event_format)
+        .map_err(|reason| if reason.contains("larger") { Refusal::TooLarge } else { Refusal::Malformed(reason) })?;
     let event_id = event_id(&object, rules)?;
     check_room(&object, &event_id, room_id, rules)?;
     let signers = required_server_signatures_to_verify_event(&object, &rules.signatures)

@@ -13,7 +13,7 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Incoming, RECEIVED, Refusal, Verdict, append::Place, missing::gather, parse, verify};
+use super::{Incoming, Place, RECEIVED, Refusal, Verdict, missing::gather, parse, verify};
 use crate::{Error, Result, Rooms, now_ms, writer::rules_of};
 
 /// How long a sender waits for what can only be received once something else was fetched.
@@ -190,7 +190,12 @@ impl Rooms {
     }
 
     /// Receives events of one room.
-    async fn receive_in(self: &Arc<Self>, origin: &ServerName, room_id: &RoomId, pdus: Vec<Box<RawValue>>) -> Vec<Outcome> {
+    async fn receive_in(
+        self: &Arc<Self>,
+        origin: &ServerName,
+        room_id: &RoomId,
+        pdus: Vec<Box<RawValue>>,
+    ) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(pdus.len());
         if let Err(error) = self.try_receive_in(origin, room_id, &pdus, &mut outcomes).await {
             tracing::info!(%error, room.id = %room_id, origin = %origin, "events from {origin} are refused: {error}");
@@ -256,7 +261,8 @@ impl Rooms {
         if events.is_empty() {
             return Ok(());
         }
-        for (event_id, outcome) in self.put_in(&room, origin, events, Place::Timeline).await? {
+        for (event_id, verdict) in self.put_in_judged(&room, origin, events, Place::Timeline).await? {
+            let (event_id, outcome) = told(&room, event_id, verdict);
             if event_ids.contains(&event_id) {
                 outcomes.push((event_id, outcome));
             }
@@ -270,13 +276,13 @@ impl Rooms {
     }
 
     /// Puts verified events into their room, with whatever they refer to. The caller is the room's receiver.
-    pub(crate) async fn put_in(
+    pub(crate) async fn put_in_judged(
         self: &Arc<Self>,
         room: &Arc<RoomName>,
         origin: &ServerName,
         events: Vec<Incoming>,
         place: Place,
-    ) -> Result<Vec<Outcome>> {
+    ) -> Result<Vec<(OwnedEventId, Verdict)>> {
         let gathered = gather(self, room, origin, events).await?;
         let mut attempts = self.attempts(room);
         loop {
@@ -294,7 +300,7 @@ impl Rooms {
             };
             let built = built.await;
             if let Some(verdicts) = attempts.finish(writer, built).await? {
-                return Ok(verdicts.into_iter().map(|(event_id, verdict)| told(room, event_id, verdict)).collect());
+                return Ok(verdicts);
             }
         }
     }
@@ -327,7 +333,9 @@ fn told(room: &RoomName, event_id: OwnedEventId, verdict: Verdict) -> Outcome {
 async fn attend(work: tokio::task::JoinHandle<Vec<Outcome>>, permit: OwnedSemaphorePermit) {
     WAITING.inc();
     if let Err(error) = work.await {
-        tracing::error!("receiving events that were acknowledged failed; they are tried again at the next start: {error}");
+        tracing::error!(
+            "receiving events that were acknowledged failed; they are tried again at the next start: {error}"
+        );
     }
     WAITING.dec();
     drop(permit);

@@ -88,8 +88,7 @@ fn verify_one(event: Received, keys: &VerifyKeys, rules: &RoomVersionRules) -> R
     let verified = verify_event(&keys.usable(&signers, signed_at), &object, rules)
         .map_err(|error| Refusal::Signature(error.to_string()))?;
     if !matches!(verified, Verified::All) {
-        redact_in_place(&mut object, &rules.redaction, None)
-            .map_err(|error| Refusal::Malformed(error.to_string()))?;
+        redact_in_place(&mut object, &rules.redaction, None).map_err(|error| Refusal::Malformed(error.to_string()))?;
     }
     let json = serde_json::to_string(&object).map_err(|error| Refusal::Malformed(error.to_string()))?;
     let depth = match object.get("depth") {

@@ -50,6 +50,8 @@ pub(super) async fn resolve(
 
     let mut pdus = Pdus::new(rules.clone());
     pdus.load(graph, full.iter().copied()).await?;
+    // What is no state event would fail everything. No event that names one is accepted.
+    full.retain(|&nid| pdus.get(nid).is_some_and(|pdu| pdu.state_key().is_some()));
     pdus.load(graph, full.iter().flat_map(|&nid| below.auth_of(nid))).await?;
     let keys = graph.key_nids(looked_up(pdus.among(full.iter().copied()), &rules.authorization)).await?;
     let shared_keys: Vec<i64> = keys.values().copied().filter(|nid| !conflict.keys.contains_key(nid)).collect();
@@ -60,7 +62,8 @@ pub(super) async fn resolve(
     let based_on: Vec<i64> = pdus.among(based_on).filter(|pdu| is_power_levels(pdu)).map(|pdu| pdu.nid).collect();
     let parents = mainline::follow(graph, &mut pdus, based_on).await?;
 
-    let names = |nids: &HashSet<i64>| pdus.among(nids.iter().copied()).map(|pdu| pdu.id().clone()).collect();
+    let names =
+        |nids: &HashSet<i64>| pdus.among(nids.intersection(&full).copied()).map(|pdu| pdu.id().clone()).collect();
     let problem = Problem {
         rules: rules.clone(),
         v2_rules: *v2_rules,
@@ -131,7 +134,6 @@ fn states(pdus: &Pdus, conflict: &Conflict, shared: &[i64]) -> Result<Vec<StateM
 /// All that the algorithm may fetch: of the full conflicted set with all auth events, of the mainline with the power
 /// levels among them, of the rest with none.
 fn nodes(pdus: &Pdus, full: &HashSet<i64>, parents: &HashMap<i64, i64>) -> HashMap<OwnedEventId, Node> {
-    // An auth event that is not a state event would fail everything; no event that names one is accepted.
     let known: HashSet<&EventId> = pdus.all().filter(|pdu| pdu.state_key().is_some()).map(|pdu| &**pdu.id()).collect();
     let node = |pdu: &Arc<Pdu>| {
         let auth = if full.contains(&pdu.nid) {

@@ -35,9 +35,9 @@ async fn moves_and_fences() {
         until(async || !first.sender.is_leading()).await;
         room.say([2]).await;
         second_network.until("a.example", |peer| peer.numbers() == [2]).await;
-        old.changed();
+        old.set_distributed(last + 1000);
         let mut checkpoints = Checkpoints::new(0);
-        assert_eq!(checkpoints.write(&old, last + 1000).await.unwrap(), Written::LeaseLost);
+        assert_eq!(checkpoints.write(&old).await.unwrap(), Written::LeaseLost);
         assert!(store.duty_position(FEDERATION_SENDER).await.unwrap() <= store.position());
         first_network.peer("a.example", |peer| assert_eq!(peer.numbers(), [1]));
 

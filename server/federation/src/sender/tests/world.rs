@@ -238,6 +238,11 @@ impl Running {
         Self { sender, store: store.clone(), task, stop }
     }
 
+    /// The position up to which everything is in the queues.
+    pub(super) fn distributed(&self) -> i64 {
+        self.sender.term.read().as_ref().unwrap().distributed()
+    }
+
     /// Ends in order.
     pub(super) async fn stop(self, clock: &TestClock) {
         self.stop.cancel();

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use myelin_store::testing::{Fresh, on_both};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
-use ruma::{EventId, OwnedEventId, RoomVersionId};
-use ruma_state_res::{Event as _, StateMap, utils::event_id_set::EventIdSet};
+use ruma::{EventId, OwnedEventId, RoomVersionId, events::StateEventType};
+use ruma_state_res::{Event as _, StateMap, check_state_dependent_auth_rules, utils::event_id_set::EventIdSet};
 use serde_json::{Value, json};
 
 use super::{ALICE, BOB, CAROL, DAVE, New, Room, open};
@@ -94,6 +94,9 @@ impl Growth {
         let new = New::state(&name, &sender, &event_type, &state_key, content, &auth);
         let ts = self.rng.random_range(0..50);
         self.room.add(new.at(ts)).await;
+        if !self.is_allowed(branch) && self.rng.random_bool(0.9) {
+            return;
+        }
         let mut state = self.states[branch].clone();
         state.insert((event_type, state_key), name);
         if self.rng.random_bool(0.3) && self.states.len() < 8 {
@@ -103,9 +106,21 @@ impl Growth {
         }
     }
 
-    /// Reads all events for the naive resolution.
+    /// Whether the event that was made last is allowed on a branch.
+    fn is_allowed(&mut self, branch: usize) -> bool {
+        self.read();
+        let pdu = &self.pdus[&self.room.events.last().unwrap().event_id];
+        let state = &self.states[branch];
+        let by_key = |kind: &StateEventType, key: &str| {
+            let name = state.get(&(kind.to_string(), key.to_owned()))?;
+            Some(self.pdus[&self.id(name)].clone())
+        };
+        check_state_dependent_auth_rules(&self.room.rules.authorization, pdu.clone(), by_key).is_ok()
+    }
+
+    /// Reads all events that were made since.
     fn read(&mut self) {
-        for event in &self.room.events {
+        for event in self.room.events.iter().skip(self.pdus.len()) {
             let pdu = Pdu::from_event(event, &self.room.rules).unwrap();
             self.pdus.insert(pdu.id().clone(), Arc::new(pdu));
         }
@@ -132,8 +147,8 @@ impl Growth {
     /// All events on all paths between two of these events.
     fn paths(&self, events: &HashSet<OwnedEventId>) -> EventIdSet<OwnedEventId> {
         let ends_there = |event_id: &OwnedEventId| {
-            events.contains(event_id)
-                || events.iter().any(|end| self.chain([event_id.clone()].into_iter()).contains(end))
+            let chain = self.chain([event_id.clone()].into_iter());
+            events.contains(event_id) || events.iter().any(|end| chain.contains(end))
         };
         let below = self.chain(events.iter().cloned());
         let between = below.into_iter().filter(ends_there);
@@ -194,7 +209,7 @@ async fn compare(fresh: &Fresh, seeds: std::ops::Range<u64>, versions: &[RoomVer
             ] {
                 growth.states[0].insert((kind.to_owned(), key.to_owned()), name.to_owned());
             }
-            for number in 0..40 {
+            for number in 0..80 {
                 growth.step(number).await;
             }
             growth.read();
@@ -217,7 +232,8 @@ async fn compare(fresh: &Fresh, seeds: std::ops::Range<u64>, versions: &[RoomVer
             }
         }
     }
-    assert!(conflicts > 50 && changed > 10, "{conflicts} conflicts, {changed} with a state that was not there before");
+    eprintln!("DEBUG {conflicts} {changed}");
+    assert!(conflicts > 30 && changed > 10, "{conflicts} conflicts, {changed} with a state that was not there before");
     rooms.store.close().await;
 }
 
@@ -225,11 +241,11 @@ async fn compare(fresh: &Fresh, seeds: std::ops::Range<u64>, versions: &[RoomVer
 #[tokio::test]
 async fn random_rooms() {
     let versions = [RoomVersionId::V1, RoomVersionId::V6, RoomVersionId::V11, RoomVersionId::V12];
-    compare(&Fresh::sqlite(), 0..60, &versions).await;
+    compare(&Fresh::sqlite(), 0..25, &versions).await;
 }
 
 /// A few on each engine.
 #[tokio::test]
 async fn random_rooms_on_both_engines() {
-    on_both(async |fresh: &Fresh| compare(fresh, 1000..1012, &[RoomVersionId::V10, RoomVersionId::V12]).await).await;
+    on_both(async |fresh: &Fresh| compare(fresh, 1000..1006, &[RoomVersionId::V10, RoomVersionId::V12]).await).await;
 }

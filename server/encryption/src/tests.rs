@@ -1,0 +1,1 @@
+//! The whole over a store, on each engine that is there.
