@@ -4,10 +4,12 @@
 //! and puts the answer together; what is allowed is decided by the capabilities in [`Services`].
 
 mod account;
+mod backup;
 mod device;
 mod discovery;
 mod errors;
 mod filter;
+mod keys;
 mod media;
 mod own;
 mod profile;
@@ -17,6 +19,7 @@ mod session;
 mod sync;
 #[cfg(test)]
 mod testing;
+mod to_device;
 mod uiaa;
 
 pub use self::{rooms::RoomProfiles, services::Services};
@@ -26,14 +29,17 @@ use axum::Router;
 pub fn router(services: Services) -> Router {
     let modules = [
         account::routes,
+        backup::routes,
         device::routes,
         discovery::routes,
         filter::routes,
+        keys::routes,
         media::routes,
         profile::routes,
         rooms::routes,
         session::routes,
         sync::routes,
+        to_device::routes,
     ];
     modules.into_iter().fold(Router::new(), |router, routes| routes(router)).with_state(services)
 }

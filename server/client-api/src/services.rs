@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use myelin_accounts::{Accounts, SessionError};
+use myelin_encryption::Encryption;
 use myelin_http::{AuthError, Authenticator, Credentials, RateLimiter, Session, Standing};
 use myelin_media::Media;
 use myelin_rooms::Rooms;
@@ -20,6 +21,8 @@ pub struct Services {
     pub rooms: Arc<Rooms>,
     /// What clients are told.
     pub sync: Arc<Sync>,
+    /// Keys, device lists, messages to devices.
+    pub encryption: Arc<Encryption>,
     /// Files.
     pub media: Arc<Media>,
     /// How often one may ask.

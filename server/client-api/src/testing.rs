@@ -4,6 +4,7 @@ use axum::{Router, body::Body};
 use http::{HeaderName, Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use myelin_accounts::{Accounts, AccountsOptions, NewDevice, NewUser, PasswordCost};
+use myelin_encryption::Encryption;
 use myelin_http::{RateLimiter, RateLimits, layers};
 use myelin_media::{Media, MediaOptions};
 use myelin_rooms::Rooms;
@@ -129,10 +130,11 @@ pub(crate) async fn on_both(test: impl AsyncFn(&Server)) {
         };
         let (version, document) = store.signing_key().await.unwrap();
         let key = Ed25519KeyPair::from_der(&document, version).unwrap();
-        let rooms = Rooms::new(store.clone(), server_name, key);
+        let rooms = Rooms::new(store.clone(), server_name.clone(), key);
         let services = Services {
             accounts: Accounts::open(store.clone(), options).await.unwrap(),
             sync: Sync::new(store.clone(), rooms.clone(), SyncOptions::default()),
+            encryption: Encryption::new(store.clone(), server_name),
             rooms,
             media: Media::open(store.clone(), media).await.unwrap(),
             rate_limiter: Arc::new(RateLimiter::new(&RateLimits::OFF).unwrap()),

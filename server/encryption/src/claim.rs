@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, future::BoxFuture, stream};
 use myelin_rooms::remote::RemoteError;
 use ruma::{
     OneTimeKeyAlgorithm, OwnedDeviceId, OwnedOneTimeKeyId, OwnedServerName, OwnedUserId, ServerName, UserId,
@@ -43,11 +43,14 @@ impl Encryption {
             by_server.entry(user_id.server_name().to_owned()).or_default().insert(user_id, devices);
         }
         let time = remote_time(timeout);
-        let asked = by_server.into_iter().map(async |(server, claims)| {
-            let answer = self.claim_of(&server, claims, time).await;
-            (server, answer)
-        });
-        let mut answers = std::pin::pin!(stream::iter(asked).buffer_unordered(crate::SERVERS_AT_ONCE));
+        let mut asked: Vec<BoxFuture<'_, _>> = Vec::new();
+        for (server, claims) in by_server {
+            asked.push(Box::pin(async move {
+                let answer = self.claim_of(&server, claims, time).await;
+                (server, answer)
+            }));
+        }
+        let mut answers = stream::iter(asked).buffer_unordered(crate::SERVERS_AT_ONCE);
         while let Some((server, answer)) = answers.next().await {
             match answer {
                 Ok(keys) => found.one_time_keys.extend(keys),

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, future::BoxFuture, stream};
 use myelin_store::{Batch, Change, Membership, Observer};
 use ruma::OwnedUserId;
 use tokio::sync::Notify;
@@ -130,7 +130,10 @@ impl Encryption {
             return Ok(());
         }
         let users = self.store.user_ids(&stale).await?;
-        let asked = stale.into_iter().zip(users).map(|(user_nid, user_id)| self.resync_list(user_nid, user_id));
+        let mut asked: Vec<BoxFuture<'_, _>> = Vec::new();
+        for (user_nid, user_id) in stale.into_iter().zip(users) {
+            asked.push(Box::pin(self.resync_list(user_nid, user_id)));
+        }
         let mut outcomes = stream::iter(asked).buffer_unordered(LISTS_AT_ONCE);
         while let Some(outcome) = outcomes.next().await {
             outcome?;

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, future::BoxFuture, stream};
 use myelin_rooms::remote::RemoteError;
 use myelin_store::{FetchedDeviceList, KeySignature, RemoteDevice};
 use ruma::{
@@ -204,13 +204,14 @@ impl Encryption {
             let server = by_server.entry(user_id.server_name().to_owned()).or_default();
             server.insert(user_id.clone(), devices.clone());
         }
-        let asked = by_server.into_iter().map(|(server, wanted)| {
+        let mut asked: Vec<BoxFuture<'_, _>> = Vec::new();
+        for (server, wanted) in by_server {
             let follow: Vec<OwnedUserId> = wanted.keys().filter(|user| follow.contains(user)).cloned().collect();
-            async move {
+            asked.push(Box::pin(async move {
                 let answer = self.ask_server(&server, wanted, follow, time).await;
                 (server, answer)
-            }
-        });
+            }));
+        }
         let mut answers = stream::iter(asked).buffer_unordered(crate::SERVERS_AT_ONCE);
         let mut asked_users: HashMap<i64, OwnedUserId> = HashMap::new();
         while let Some((server, answer)) = answers.next().await {
@@ -291,11 +292,14 @@ impl Encryption {
         let remote = self.remote.get().ok_or_else(|| RemoteError::NotAllowed(server.to_owned()))?;
         let deadline = tokio::time::Instant::now() + time;
         let mut found = get_keys::v1::Response::default();
-        let lists = follow.into_iter().take(FOLLOWED_AT_ONCE).map(async |user_id| {
-            let list = self.follow_list(&user_id, time).await;
-            (user_id, list)
-        });
-        let mut lists = std::pin::pin!(stream::iter(lists).buffer_unordered(FOLLOWED_AT_ONCE));
+        let mut lists: Vec<BoxFuture<'_, _>> = Vec::new();
+        for user_id in follow.into_iter().take(FOLLOWED_AT_ONCE) {
+            lists.push(Box::pin(async move {
+                let list = self.follow_list(&user_id, time).await;
+                (user_id, list)
+            }));
+        }
+        let mut lists = stream::iter(lists).buffer_unordered(FOLLOWED_AT_ONCE);
         while let Some((user_id, list)) = lists.next().await {
             match list {
                 Ok(list) => {

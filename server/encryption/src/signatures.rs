@@ -33,19 +33,18 @@ impl Encryption {
     /// # Errors
     ///
     /// [`Error::TooLarge`] for too many, [`Error::Store`] when the database does not answer.
-    pub async fn upload_signatures<'a>(
+    pub async fn upload_signatures(
         &self,
         owner: &Owner,
-        signed: impl IntoIterator<Item = (&'a UserId, &'a str, &'a RawValue)>,
+        signed: &[(&UserId, &str, &RawValue)],
     ) -> Result<SignatureFailures> {
-        let signed: Vec<(&UserId, &str, &RawValue)> = signed.into_iter().take(OBJECTS_MAX + 1).collect();
         if signed.len() > OBJECTS_MAX {
             return Err(Error::TooLarge("so many signatures cannot be taken at once"));
         }
         let own = self.signing_keys(owner.user_nid).await?;
         let mut failures = SignatureFailures::new();
         let mut good: Vec<KeySignature> = Vec::new();
-        for (user_id, key_id, json) in signed {
+        for &(user_id, key_id, json) in signed {
             let outcome = if user_id == owner.user_id {
                 own_signatures(owner, &own, key_id, json)
             } else {

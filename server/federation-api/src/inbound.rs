@@ -1,10 +1,6 @@
 //! How much of the requests of other servers is in memory and under way at once.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -42,7 +38,11 @@ pub struct Inbound {
 
 impl Default for Inbound {
     fn default() -> Self {
-        Self { origins: Mutex::default(), bodies: Arc::new(Semaphore::new(BODIES_BYTES_MAX)), answers: Answers::default() }
+        Self {
+            origins: Mutex::default(),
+            bodies: Arc::new(Semaphore::new(BODIES_BYTES_MAX)),
+            answers: Answers::default(),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What other servers call on this one: `/_matrix/federation` and `/_matrix/key`.
 //!
-//! One file an endpoint. A handler takes a [signed](signed::Signed) request apart, makes one call, and puts the answer
+//! One file an endpoint. A handler takes a signed request apart, makes one call, and puts the answer
 //! together; what is allowed is decided by the capabilities in [`Services`].
 
 mod canonical;
@@ -19,6 +19,8 @@ mod services;
 mod signed;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod third_party;
 mod transactions;
 mod version;
@@ -37,6 +39,7 @@ pub fn router(services: Services) -> Router {
     if !services.is_enabled {
         return Router::new();
     }
+    metrics::show();
     let modules = [
         devices::routes,
         keys::routes,

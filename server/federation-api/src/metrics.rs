@@ -39,3 +39,14 @@ pub(crate) static KEY_DOCUMENTS: LazyLock<IntCounter> = metrics::counter!(
     "myelin_federation_notary_documents_total",
     "Documents of servers' keys that were handed out with our signature."
 );
+
+/// Makes all of them show, also those that have not counted yet.
+pub(crate) fn show() {
+    for family in [&REFUSED_AUTHENTICATIONS, &LIMITED, &TRANSACTIONS, &PDUS, &EDUS] {
+        LazyLock::force(family);
+    }
+    for gauge in [&BODY_BYTES, &ORIGINS] {
+        LazyLock::force(gauge);
+    }
+    LazyLock::force(&KEY_DOCUMENTS);
+}

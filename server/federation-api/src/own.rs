@@ -11,10 +11,7 @@ use ruma::{
         path_builder::SinglePath,
     },
 };
-use serde::{
-    de::DeserializeOwned,
-    de::Error as _,
-};
+use serde::{de::DeserializeOwned, de::Error as _};
 
 /// A request on the paths of `R`, whose path has the parts `P` and whose body is read as `B`.
 #[derive(Debug)]

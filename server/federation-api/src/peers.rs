@@ -131,7 +131,7 @@ pub trait RemoteWrites: Send + Sync {
     fn exchange_third_party_invite<'a>(
         &'a self,
         origin: &'a ServerName,
-        room_id: &'a RoomId,
+        room_id: &'a OwnedRoomId,
         event: Box<RawValue>,
     ) -> BoxFuture<'a, RoomResult<()>>;
 }
@@ -220,7 +220,7 @@ impl RemoteWrites for Arc<Rooms> {
     fn exchange_third_party_invite<'a>(
         &'a self,
         origin: &'a ServerName,
-        room_id: &'a RoomId,
+        room_id: &'a OwnedRoomId,
         event: Box<RawValue>,
     ) -> BoxFuture<'a, RoomResult<()>> {
         Box::pin(Rooms::exchange_third_party_invite_for(self, origin, room_id, event))

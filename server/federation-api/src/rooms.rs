@@ -40,5 +40,9 @@ pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
 
 /// "This MUST be a user ID on the origin server."
 fn must_be_of(origin: &ServerName, user_id: &UserId) -> Result<(), ApiError> {
-    if user_id.server_name() == origin { Ok(()) } else { Err(ApiError::forbidden("The user is not one of your server")) }
+    if user_id.server_name() == origin {
+        Ok(())
+    } else {
+        Err(ApiError::forbidden("The user is not one of your server"))
+    }
 }

@@ -79,7 +79,7 @@ async fn receive(request: Request, services: &Services, has_body: bool) -> Resul
     let claim = Claim::of(&parts.headers).map_err(|malformed| {
         refused(if malformed == Malformed::Missing { "missing" } else { "malformed" }, malformed.to_string())
     })?;
-    let admission = admit(services, &claim)?;
+    check(services, &claim)?;
     let keys = find_keys(services, &claim).await?;
 
     let held = if has_body {
@@ -98,12 +98,14 @@ async fn receive(request: Request, services: &Services, has_body: bool) -> Resul
     };
     services.peers.heard_from(&claim.origin);
 
+    // Not before: whoever could be counted as another server could shut it out.
+    let admission = services.inbound.admit(&claim.origin)?;
     let path = take_path(&mut parts, has_body).await?;
     Ok(Received { parts, path, origin: claim.origin, admission, held })
 }
 
 /// Whether the claim is one that we would look into.
-fn admit(services: &Services, claim: &Claim) -> Result<Admission, ApiError> {
+fn check(services: &Services, claim: &Claim) -> Result<(), ApiError> {
     let us = services.rooms.server_name();
     // "If this property is included, but the value does not match the receiving server's name, the receiving server must
     // deny the request with an HTTP status code 401 Unauthorized."
@@ -117,7 +119,7 @@ fn admit(services: &Services, claim: &Claim) -> Result<Admission, ApiError> {
         REFUSED_AUTHENTICATIONS.with_label_values(&["denied"]).inc();
         return Err(ApiError::forbidden("This server does not federate with yours"));
     }
-    services.inbound.admit(&claim.origin)
+    Ok(())
 }
 
 /// A signature, and the key that is said to have made it.

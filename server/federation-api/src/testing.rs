@@ -72,6 +72,14 @@ impl Answer {
 }
 
 impl Server {
+    /// The same server, whose rooms take what they are sent.
+    pub(crate) fn with_rooms(&self) -> Self {
+        self.services.rooms.connect(self.world.clone());
+        let services = Services { writes: Arc::new(self.services.rooms.clone()), ..self.services.clone() };
+        let router = layers(router(services.clone()));
+        Self { router, services, world: self.world.clone(), writes: self.writes.clone() }
+    }
+
     pub(crate) async fn send(&self, request: Request<Vec<u8>>) -> Answer {
         let response = self.router.clone().oneshot(request.map(Body::from)).await.unwrap();
         let status = response.status();
@@ -362,7 +370,7 @@ impl RemoteWrites for Writes {
     fn exchange_third_party_invite<'a>(
         &'a self,
         origin: &'a ServerName,
-        room_id: &'a RoomId,
+        room_id: &'a OwnedRoomId,
         event: Box<RawValue>,
     ) -> BoxFuture<'a, RoomResult<()>> {
         Box::pin(async move { self.called(format!("exchange {origin} {room_id} {event}")) })

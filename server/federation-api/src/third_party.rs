@@ -65,12 +65,8 @@ async fn exchange(services: &Services, invite: ThirdPartyInvite) -> Result<(), S
     if !services.peers.is_allowed(&server) {
         return Err(format!("we do not federate with {server}"));
     }
-    let request = exchange_invite::v1::Request::with_third_party_invite(
-        invite.room_id,
-        invite.sender,
-        invite.mxid,
-        content,
-    );
+    let request =
+        exchange_invite::v1::Request::with_third_party_invite(invite.room_id, invite.sender, invite.mxid, content);
     let request = request.map_err(|error| error.to_string())?;
     services.peers.exchange_invite(&server, request).await.map(drop).map_err(|error| error.to_string())
 }

@@ -18,7 +18,11 @@ use http::StatusCode;
 use myelin_http::{ApiError, Endpoints as _, RawJson, RouteOptions};
 use ruma::{
     OwnedEventId, ServerName,
-    api::{error::ErrorCode, federation::transactions::send_transaction_message::v1::Request},
+    api::{
+        error::ErrorCode,
+        federation::transactions::{edu::Edu, send_transaction_message::v1::Request},
+    },
+    serde::Raw,
 };
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -43,10 +47,10 @@ pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
 
 async fn send(State(services): State<Services>, request: Signed<Request>) -> Result<RawJson> {
     check(&request).inspect_err(|_| TRANSACTIONS.with_label_values(&["refused"]).inc())?;
-    let Signed { body, origin, admission, .. } = &request;
+    let Signed { body: Request { transaction_id, pdus, edus, .. }, origin, admission, .. } = request;
     // Whoever repeats a transaction that is under way waits for its answer; if its first sender leaves, the next goes on
     // where it ended, since events that we have are answered for at once.
-    let place = match services.inbound.answers.find(origin, &body.transaction_id).await {
+    let place = match services.inbound.answers.find(&origin, &transaction_id).await {
         Ok(answer) => {
             TRANSACTIONS.with_label_values(&["repeated"]).inc();
             return Ok(answer.into());
@@ -54,7 +58,7 @@ async fn send(State(services): State<Services>, request: Signed<Request>) -> Res
         Err(place) => place,
     };
     let _turn = admission.turn().await?;
-    let answer = take(&services, origin, &body.pdus, &body.edus).await?;
+    let answer = take(&services, &origin, pdus, &edus).await?;
     TRANSACTIONS.with_label_values(&["processed"]).inc();
     place.put(answer.clone());
     Ok(answer.into())
@@ -74,14 +78,10 @@ fn check(request: &Signed<Request>) -> Result<(), ApiError> {
 }
 
 /// Events first: receipts may be for them.
-async fn take(
-    services: &Services,
-    origin: &ServerName,
-    pdus: &[Box<RawValue>],
-    edus: &[ruma::serde::Raw<ruma::api::federation::transactions::edu::Edu>],
-) -> Result<Bytes> {
-    let outcomes = if pdus.is_empty() { Vec::new() } else { services.writes.receive(origin, pdus.to_vec()).await };
-    count(pdus.len(), &outcomes);
+async fn take(services: &Services, origin: &ServerName, pdus: Vec<Box<RawValue>>, edus: &[Raw<Edu>]) -> Result<Bytes> {
+    let received = pdus.len();
+    let outcomes = if pdus.is_empty() { Vec::new() } else { services.writes.receive(origin, pdus).await };
+    count(received, &outcomes);
     edus::take(services, origin, edus).await?;
     let results = outcomes.into_iter().map(|(event_id, outcome)| (event_id, Processed { error: outcome.err() }));
     let answer = Answer { pdus: results.collect() };

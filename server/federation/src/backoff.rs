@@ -1,10 +1,6 @@
 //! Which servers did not answer lately.
 
-use std::{
-    collections::HashMap,
-    sync::LazyLock,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::LazyLock, time::Duration};
 
 use myelin_process::metrics::{self, IntGauge};
 use parking_lot::Mutex;

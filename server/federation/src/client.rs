@@ -69,9 +69,7 @@ pub struct Client {
     pub(crate) key: Ed25519KeyPair,
     pub(crate) keys: Keys,
     pub(crate) store: Arc<Store>,
-    pub(crate) tls: Tls,
-    pub(crate) dialer: Arc<Dialer>,
-    pub(crate) discovery: Discovery,
+    discovery: Discovery,
     pool: Pool,
     backoff: Backoff,
     heard: broadcast::Sender<OwnedServerName>,
@@ -90,19 +88,18 @@ impl Client {
         let keys = Keys::new(&options);
         let tls = Tls::new(&options)?;
         let dns = options.dns()?;
-        let dialer =
-            Arc::new(Dialer::new(Arc::clone(&dns), options.allow_private_addresses, options.connect_timeout));
+        let dialer = Arc::new(Dialer::new(Arc::clone(&dns), options.allow_private_addresses, options.connect_timeout));
         let discovery = Discovery::new(dns, Arc::clone(&dialer), Arc::clone(&tls.files), options.ports);
         let pool = Pool::new(
-            Arc::clone(&dialer),
-            Arc::clone(&tls.federation),
+            dialer,
+            tls.federation,
             options.connections_max,
             options.connections_per_server_max,
             options.idle_max,
         );
         let (heard, _) = broadcast::channel(HEARD);
         let backoff = Backoff::default();
-        Ok(Arc::new(Self { options, key, keys, store, tls, dialer, discovery, pool, backoff, heard }))
+        Ok(Arc::new(Self { options, key, keys, store, discovery, pool, backoff, heard }))
     }
 
     /// Our name.
@@ -206,7 +203,7 @@ impl Client {
     }
 
     /// Where a server is. For the curious: requests find out themselves.
-    pub(crate) async fn route(&self, server: &ServerName) -> Result<Arc<Route>, HttpError> {
+    async fn route(&self, server: &ServerName) -> Result<Arc<Route>, HttpError> {
         let found = self.discovery.find(server).await;
         found.map(Arc::new).map_err(|error| crate::http::DialError::NoAddress(error.to_string()).into())
     }

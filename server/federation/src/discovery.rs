@@ -9,12 +9,12 @@ use std::{net::IpAddr, sync::Arc};
 use ruma::ServerName;
 use rustls::ClientConfig;
 
+pub use self::dns::{Dns, DnsError, Srv};
 pub(crate) use self::{
     dns::SystemDns,
     services::in_order,
     well_known::{WellKnowns, fetch},
 };
-pub use self::dns::{Dns, DnsError, Srv};
 use crate::{
     http::{Dialer, Endpoint, Host},
     options::Ports,

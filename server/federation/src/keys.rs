@@ -20,8 +20,8 @@ use quick_cache::{Weighter, sync::Cache};
 use ruma::{OwnedServerName, ServerName, serde::Base64};
 use tokio::sync::Semaphore;
 
-pub use self::{notary::KeyQuery, own::OwnKeyError};
 use self::{attempts::Attempts, document::Source};
+pub use self::{notary::KeyQuery, own::OwnKeyError};
 use crate::{Client, options::ClientOptions};
 
 static FETCHES: LazyLock<IntCounterVec> = metrics::counter!(

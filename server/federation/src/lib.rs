@@ -5,6 +5,7 @@ mod authenticate;
 mod backoff;
 mod client;
 mod discovery;
+pub mod doctor;
 mod http;
 mod keys;
 mod kind;

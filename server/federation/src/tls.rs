@@ -12,7 +12,6 @@ const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// The settings of TLS for federation, and those for files, which come by HTTP/1.1.
 pub(crate) struct Tls {
-    pub(crate) roots: Arc<RootCertStore>,
     pub(crate) federation: Arc<ClientConfig>,
     pub(crate) files: Arc<ClientConfig>,
 }
@@ -23,7 +22,7 @@ impl Tls {
         let mut federation = config(&roots)?;
         federation.alpn_protocols = ALPN.iter().map(|name| name.to_vec()).collect();
         let files = config(&roots)?;
-        Ok(Self { roots, federation: Arc::new(federation), files: Arc::new(files) })
+        Ok(Self { federation: Arc::new(federation), files: Arc::new(files) })
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line. One file a subcommand.
 
 pub(crate) mod config;
+mod doctor;
 mod serve;
 mod user;
 
@@ -34,6 +35,8 @@ enum Command {
     /// Look after accounts.
     #[command(subcommand)]
     User(user::UserCommand),
+    /// Look at a server as other servers see it, and say what is wrong.
+    Doctor(doctor::Doctor),
     /// Print the version.
     Version,
 }
@@ -77,6 +80,7 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Serve(serve)) => serve.run(),
         Some(Command::Config(command)) => command.run(),
         Some(Command::User(command)) => command.run(),
+        Some(Command::Doctor(doctor)) => doctor.run(),
         Some(Command::Version) => print(concat!("myelin ", env!("CARGO_PKG_VERSION"), "\n")),
     };
     match result {

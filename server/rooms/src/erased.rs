@@ -121,7 +121,7 @@ mod tests {
 
     use super::*;
 
-    async fn erase(store: &Store, user_id: &ruma::UserId) -> i64 {
+    async fn erase(store: &Arc<Store>, user_id: &ruma::UserId) -> i64 {
         let user_nid = store.user_nid(user_id).await.unwrap();
         let new = myelin_store::NewAccount {
             user_id,

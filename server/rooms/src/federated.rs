@@ -6,6 +6,8 @@ mod enter;
 mod invite;
 mod leave;
 mod out_of_band;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -20,7 +20,6 @@ pub mod present;
 mod receive;
 mod redact;
 pub mod remote;
-#[cfg_attr(not(test), expect(dead_code, reason = "what receives events calls it"))]
 mod resolve;
 mod see_through;
 mod send;

@@ -11,12 +11,14 @@ use ruma::{
     api::federation::{
         authorization::get_event_authorization,
         backfill::get_backfill,
-        event::{get_event, get_missing_events, get_room_state, get_room_state_ids},
+        directory::get_public_rooms_filtered,
+        event::{get_event, get_event_by_timestamp, get_missing_events, get_room_state, get_room_state_ids},
         membership::{
             create_invite, create_join_event, create_knock_event, create_leave_event, prepare_join_event,
             prepare_knock_event, prepare_leave_event,
         },
-        query::get_room_information,
+        query::{get_profile_information, get_room_information},
+        space::get_hierarchy,
         thirdparty::exchange_invite,
     },
     serde::Base64,
@@ -160,12 +162,14 @@ pub mod requests {
     pub use ruma::api::federation::{
         authorization::get_event_authorization,
         backfill::get_backfill,
-        event::{get_event, get_missing_events, get_room_state, get_room_state_ids},
+        directory::get_public_rooms_filtered,
+        event::{get_event, get_event_by_timestamp, get_missing_events, get_room_state, get_room_state_ids},
         membership::{
             create_invite, create_join_event, create_knock_event, create_leave_event, prepare_join_event,
             prepare_knock_event, prepare_leave_event,
         },
-        query::get_room_information,
+        query::{get_profile_information, get_room_information},
+        space::get_hierarchy,
         thirdparty::exchange_invite,
     };
 }
@@ -201,4 +205,12 @@ requests! {
     backfill: get_backfill::v1,
     /// `GET /_matrix/federation/v1/query/directory`
     room_by_alias: get_room_information::v1,
+    /// `GET /_matrix/federation/v1/query/profile`
+    profile: get_profile_information::v1,
+    /// `POST /_matrix/federation/v1/publicRooms`
+    public_rooms: get_public_rooms_filtered::v1,
+    /// `GET /_matrix/federation/v1/hierarchy/{roomId}`
+    hierarchy: get_hierarchy::v1,
+    /// `GET /_matrix/federation/v1/timestamp_to_event/{roomId}`
+    event_by_timestamp: get_event_by_timestamp::v1,
 }

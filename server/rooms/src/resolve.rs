@@ -65,16 +65,11 @@ pub(crate) struct Resolved {
     pub(crate) changes: Vec<(i64, Option<i64>)>,
 }
 
-/// Resolves the states of some snapshots of one room.
+/// Resolves the states of some snapshots of one room, at least one. They may hold state events that are not stored yet.
 ///
 /// # Errors
 ///
 /// [`Error::Store`], also as [`myelin_store::Error::Corrupt`] when the auth events of what is stored make no sense.
-pub(crate) async fn resolve(rooms: &Rooms, rules: &RoomVersionRules, roots: &[i64]) -> Result<Resolved> {
-    resolve_with(rooms, rules, roots, &Drafts::new()).await
-}
-
-/// [`resolve`], where the snapshots may hold state events that are not stored yet.
 pub(crate) async fn resolve_with(
     rooms: &Rooms,
     rules: &RoomVersionRules,
@@ -89,9 +84,10 @@ pub(crate) async fn resolve_with(
     CONFLICTS.observe(conflict.keys.len() as f64);
     let timer = SECONDS.start_timer();
     let rules = Arc::new(rules.clone());
+    // It is rare: whoever waits for a room does not carry it along.
     let resolved = match &rules.state_res {
-        StateResolutionVersion::V1 => v1::resolve(&graph, &rules, &conflict).await,
-        StateResolutionVersion::V2(v2_rules) => v2::resolve(&graph, &rules, v2_rules, &conflict).await,
+        StateResolutionVersion::V1 => Box::pin(v1::resolve(&graph, &rules, &conflict)).await,
+        StateResolutionVersion::V2(v2_rules) => Box::pin(v2::resolve(&graph, &rules, v2_rules, &conflict)).await,
         _ => Err(corrupt("room version")),
     };
     timer.observe_duration();

@@ -15,6 +15,8 @@ pub const FEDERATION_SENDER: &str = "federation_sender";
 
 /// Rows that one statement writes at the most.
 const ROWS: usize = 500;
+/// Positions of a gap that are looked at first.
+const GAP_WINDOW: i64 = 1_000;
 /// The end of a stay that lasts: after every position.
 const NEVER: i64 = i64::MAX;
 
@@ -32,6 +34,9 @@ pub struct StoredDestination {
     /// When it last took a transaction, in milliseconds since 1970, as far as known.
     pub last_success_ts: Option<i64>,
 }
+
+/// The columns of [`StoredDestination`], in their order.
+type DestinationRow = (String, Option<i64>, i64, i64, Option<i64>);
 
 /// The servers in a room: how many users of each have joined.
 #[derive(Clone, Debug, Default)]
@@ -103,7 +108,7 @@ impl Store {
     /// The servers that lack events or failed lately, by name, after one.
     pub async fn troubled_destinations(&self, after: &str, limit: usize) -> Result<Vec<StoredDestination>> {
         let mut reader = self.database.reader().await?;
-        let found: Vec<(String, Option<i64>, i64, i64, Option<i64>)> = rows!(
+        let found: Vec<DestinationRow> = rows!(
             reader,
             "SELECT server, pending_from, failures, retry_at, last_success_ts FROM destinations
              WHERE (pending_from IS NOT NULL OR failures > 0) AND server > $1 ORDER BY server LIMIT $2",
@@ -116,7 +121,7 @@ impl Store {
     /// What is known of a server that is, or once was, in trouble.
     pub async fn destination(&self, server: &str) -> Result<Option<StoredDestination>> {
         let mut reader = self.database.reader().await?;
-        let found: Option<(String, Option<i64>, i64, i64, Option<i64>)> = optional!(
+        let found: Option<DestinationRow> = optional!(
             reader,
             "SELECT server, pending_from, failures, retry_at, last_success_ts FROM destinations WHERE server = $1",
             server
@@ -153,7 +158,8 @@ impl Store {
                      JOIN users AS u ON u.user_nid = m.user_nid
                      WHERE m.membership = 1 AND m.room_nid IN (SELECT value FROM json_each($1))
                      GROUP BY m.room_nid, r.state_root, server",
-            postgres: "SELECT m.room_nid, r.state_root, substr(u.user_id, strpos(u.user_id, ':') + 1) AS server, COUNT(*)
+            postgres:
+                "SELECT m.room_nid, r.state_root, substr(u.user_id, strpos(u.user_id, ':') + 1) AS server, COUNT(*)
                        FROM memberships AS m JOIN rooms AS r ON r.room_nid = m.room_nid
                        JOIN users AS u ON u.user_nid = m.user_nid
                        WHERE m.membership = 1 AND m.room_nid = ANY($1)
@@ -213,10 +219,19 @@ impl Store {
     pub async fn gap_events(&self, gap: Gap<'_>, limit: usize) -> Result<Vec<Arc<Event>>> {
         let sql = gap!("SELECT e.event_nid", "", "ORDER BY e.pos LIMIT $6");
         let mut reader = self.database.reader().await?;
-        let nids: Vec<(i64,)> =
-            rows!(reader, sql, gap.server, gap.ours, gap.from, gap.to, NEVER, count(limit))?;
+        let mut nids: Vec<i64> = Vec::new();
+        // By windows: sorting the whole of a long gap for each page would cost its square.
+        let (mut start, mut window) = (gap.from, GAP_WINDOW);
+        while nids.len() < limit && start <= gap.to {
+            let end = gap.to.min(start.saturating_add(window - 1));
+            let found: Vec<(i64,)> =
+                rows!(reader, sql, gap.server, gap.ours, start, end, NEVER, count(limit - nids.len()))?;
+            nids.extend(found.into_iter().map(|(nid,)| nid));
+            start = end + 1;
+            window = window.saturating_mul(4);
+        }
         drop(reader);
-        self.events(&nids.into_iter().map(|(nid,)| nid).collect::<Vec<_>>()).await
+        self.events(&nids).await
     }
 
     /// The newest event of a gap in each room, in the stream's order, of at most `limit` rooms after one; and the last
@@ -288,8 +303,8 @@ impl Store {
     }
 }
 
-impl From<(String, Option<i64>, i64, i64, Option<i64>)> for StoredDestination {
-    fn from(row: (String, Option<i64>, i64, i64, Option<i64>)) -> Self {
+impl From<DestinationRow> for StoredDestination {
+    fn from(row: DestinationRow) -> Self {
         let (server, pending_from, failures, retry_at, last_success_ts) = row;
         Self { server, pending_from, failures, retry_at, last_success_ts }
     }

@@ -93,8 +93,7 @@ impl Store {
                        WHERE name = $1 AND holder = $2 AND fence = $3",
         };
         let mut transaction = self.database.begin().await?;
-        let hit =
-            execute!(transaction, sql, lease.name.as_str(), lease.holder.as_str(), lease.fence, millis(ttl))?;
+        let hit = execute!(transaction, sql, lease.name.as_str(), lease.holder.as_str(), lease.fence, millis(ttl))?;
         transaction.commit().await?;
         Ok(hit == 1)
     }

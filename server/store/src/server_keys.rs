@@ -71,12 +71,7 @@ impl Store {
 
     /// Writes down a document and the keys that it tells of, which replace what was known of the same keys. The
     /// documents that tell of no key any more are forgotten.
-    pub async fn store_server_keys(
-        &self,
-        server_name: &str,
-        document: &KeyDocument,
-        keys: &[ServerKey],
-    ) -> Result<()> {
+    pub async fn store_server_keys(&self, server_name: &str, document: &KeyDocument, keys: &[ServerKey]) -> Result<()> {
         let mut transaction = self.database.begin().await?;
         execute!(
             transaction,

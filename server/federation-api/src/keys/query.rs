@@ -9,7 +9,10 @@ use myelin_federation::KeyQuery;
 use myelin_http::{Matrix, Reply};
 use ruma::{
     OwnedServerName,
-    api::federation::discovery::{ServerSigningKeys, get_remote_server_keys, get_remote_server_keys_batch::{self, v2::QueryCriteria}},
+    api::federation::discovery::{
+        ServerSigningKeys, get_remote_server_keys,
+        get_remote_server_keys_batch::{self, v2::QueryCriteria},
+    },
     serde::Raw,
 };
 

@@ -48,7 +48,8 @@ async fn notary_requests_are_checked() {
         };
         let none = post(r#"{"server_keys":{}}"#).await.json(StatusCode::OK);
         assert_eq!(none, json!({ "server_keys": [] }));
-        for (body, errcode) in [("{", "M_NOT_JSON"), ("{}", "M_MISSING_PARAM"), (r#"{"server_keys":1}"#, "M_BAD_JSON")] {
+        for (body, errcode) in [("{", "M_NOT_JSON"), ("{}", "M_MISSING_PARAM"), (r#"{"server_keys":1}"#, "M_BAD_JSON")]
+        {
             assert_eq!(post(body).await.errcode(StatusCode::BAD_REQUEST), errcode, "{body}");
         }
         let name = server.get("/_matrix/key/v2/query/a%20b").await;

@@ -11,10 +11,7 @@ use crate::{Services, errors::Result, signed::Signed};
 /// Servers of an answer at the most: nobody tries them all.
 const SERVERS_MAX: usize = 50;
 
-pub(super) async fn directory(
-    State(services): State<Services>,
-    request: Signed<Request>,
-) -> Result<Reply<Response>> {
+pub(super) async fn directory(State(services): State<Services>, request: Signed<Request>) -> Result<Reply<Response>> {
     let alias = &request.body.room_alias;
     let us = services.rooms.server_name();
     // "Homeservers should only query room aliases that belong to the target server"

@@ -43,7 +43,8 @@ pub(super) async fn invite_v1(
     request: Signed<Own<v1::Request, Place, Box<RawValue>>>,
 ) -> Result<RawJson> {
     let event = request.body.body;
-    let Untold { unsigned } = serde_json::from_str(event.get()).map_err(|error| ApiError::bad_json(error.to_string()))?;
+    let Untold { unsigned } =
+        serde_json::from_str(event.get()).map_err(|error| ApiError::bad_json(error.to_string()))?;
     // "Senders […] SHOULD fall back to the v1 API […] if the room version is "1" or "2"": the two have events alike.
     let invite = Invite { room_version: RoomVersionId::V1, event, invite_room_state: unsigned.invite_room_state };
     let event = accept(&services, &request.origin, &request.body.path, invite).await?;

@@ -163,7 +163,8 @@ async fn denied_servers_do_nothing_in_a_room() {
 async fn refusals_have_their_errcodes() {
     on_both(async |server: &Server| {
         let peer = server.peer("peer.org");
-        let errors: [(fn() -> Error, StatusCode, &str); 6] = [
+        type Case = (fn() -> Error, StatusCode, &'static str);
+        let errors: [Case; 6] = [
             (|| Error::UnableToAuthoriseJoin, StatusCode::BAD_REQUEST, "M_UNABLE_TO_AUTHORISE_JOIN"),
             (|| Error::UnableToGrantJoin, StatusCode::BAD_REQUEST, "M_UNABLE_TO_GRANT_JOIN"),
             (|| Error::NotFound("there is no such room"), StatusCode::NOT_FOUND, "M_NOT_FOUND"),

@@ -33,7 +33,10 @@ async fn bound_addresses_are_invited() {
         let event: Value =
             serde_json::from_str(calls[0].strip_prefix("exchange example.org !room:peer.org ").unwrap()).unwrap();
         assert_eq!(event["type"], "m.room.member");
-        assert_eq!((event["sender"].as_str(), event["state_key"].as_str()), (Some("@bob:peer.org"), Some(alice.as_str())));
+        assert_eq!(
+            (event["sender"].as_str(), event["state_key"].as_str()),
+            (Some("@bob:peer.org"), Some(alice.as_str()))
+        );
         assert_eq!(event["content"]["membership"], "invite");
         assert_eq!(event["content"]["third_party_invite"]["signed"], invites[0]["signed"]);
         assert!(server.world.called.lock().is_empty());

@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quick_cache::{DefaultHashBuilder, Weighter, sync::{Cache, DefaultLifecycle, PlaceholderGuard}};
+use quick_cache::{
+    DefaultHashBuilder, Weighter,
+    sync::{Cache, DefaultLifecycle, PlaceholderGuard},
+};
 use ruma::{OwnedServerName, OwnedTransactionId, ServerName, TransactionId};
 
 /// Bytes of all answers together. Events and to-device messages know for themselves that they came before; this saves
@@ -31,14 +34,14 @@ impl Weighter<Key, Answer> for ByBytes {
     }
 }
 
-
-
 /// The answers by origin and transaction id.
 pub(crate) struct Answers(Cache<Key, Answer, ByBytes>);
 
 /// The right to say what a transaction is answered with. Whoever asks in the meantime waits; when it is dropped, the next
 /// one gets it.
-pub(crate) struct Place<'a>(PlaceholderGuard<'a, Key, Answer, ByBytes, DefaultHashBuilder, DefaultLifecycle<Key, Answer>>);
+pub(crate) struct Place<'a>(
+    PlaceholderGuard<'a, Key, Answer, ByBytes, DefaultHashBuilder, DefaultLifecycle<Key, Answer>>,
+);
 
 impl Default for Answers {
     fn default() -> Self {

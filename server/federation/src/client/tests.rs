@@ -9,8 +9,9 @@ use myelin_rooms::remote::{RemoteError, RemoteServers};
 use ruma::{
     OwnedServerName, ServerName,
     api::federation::{
-        authentication::XMatrix, discovery::get_server_version::v1 as version, event::get_room_state_ids::v1 as state_ids,
-        query::get_room_information::v1 as directory, transactions::send_transaction_message::v1 as transaction,
+        authentication::XMatrix, discovery::get_server_version::v1 as version,
+        event::get_room_state_ids::v1 as state_ids, query::get_room_information::v1 as directory,
+        transactions::send_transaction_message::v1 as transaction,
     },
     event_id, owned_event_id, owned_room_id, owned_server_name, room_alias_id,
     serde::Base64,

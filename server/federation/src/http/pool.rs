@@ -200,10 +200,8 @@ impl Pool {
 
     fn drop_oldest_idle(&self) {
         let servers = self.servers.lock();
-        let oldest = servers
-            .values()
-            .filter_map(|connections| connections.idle.lock().first().map(|idle| idle.since))
-            .min();
+        let oldest =
+            servers.values().filter_map(|connections| connections.idle.lock().first().map(|idle| idle.since)).min();
         let Some(oldest) = oldest else { return };
         for connections in servers.values() {
             let mut idle = connections.idle.lock();

@@ -99,7 +99,11 @@ pub(crate) fn check(json: &str, server: &ServerName) -> Result<Document, Documen
     let trusted = current.iter().map(|(id, (key, _))| (id.clone(), Base64::new(key.clone()))).collect();
     verify_json(&PublicKeyMap::from([(server.to_string(), trusted)]), &object)?;
     let mut all = Vec::with_capacity(current.len() + old.len());
-    all.extend(current.into_iter().map(|(key_id, (public_key, _))| DocumentKey { key_id, public_key, expired_ts: None }));
+    all.extend(current.into_iter().map(|(key_id, (public_key, _))| DocumentKey {
+        key_id,
+        public_key,
+        expired_ts: None,
+    }));
     for (key_id, (public_key, expired_ts)) in old {
         let in_use = all.iter().any(|key| key.key_id == key_id);
         // Without a time, nothing that it signed can be believed.
@@ -163,7 +167,13 @@ fn integer(object: &CanonicalJsonObject, field: &str) -> Option<i64> {
 }
 
 /// What is known of a server's keys after a document; `None` for a key of which nothing new is to be believed.
-pub(super) fn merged(known: Option<&ServerKey>, document: &Document, key: &DocumentKey, source: Source, now: i64) -> Option<ServerKey> {
+pub(super) fn merged(
+    known: Option<&ServerKey>,
+    document: &Document,
+    key: &DocumentKey,
+    source: Source,
+    now: i64,
+) -> Option<ServerKey> {
     let valid_until_ts = key.expired_ts.unwrap_or(document.valid_until_ts).min(now.saturating_add(VALID_MAX_MS));
     let told = ServerKey {
         key_id: key.key_id.clone(),
@@ -186,8 +196,9 @@ pub(super) fn merged(known: Option<&ServerKey>, document: &Document, key: &Docum
 #[cfg(test)]
 mod tests {
     use ruma::{
-        CanonicalJsonObject, CanonicalJsonValue, server_name,
+        CanonicalJsonObject, CanonicalJsonValue,
         serde::Base64,
+        server_name,
         signatures::{Ed25519KeyPair, sign_json},
     };
     use serde_json::{Value, json};
@@ -316,11 +327,8 @@ mod tests {
     #[test]
     fn what_is_believed() {
         let (one, two) = (pair("1"), pair("1"));
-        let document = |valid_until_ts| super::Document {
-            valid_until_ts,
-            keys: Vec::new(),
-            object: CanonicalJsonObject::new(),
-        };
+        let document =
+            |valid_until_ts| super::Document { valid_until_ts, keys: Vec::new(), object: CanonicalJsonObject::new() };
         let key = |pair: &Ed25519KeyPair, expired_ts| DocumentKey {
             key_id: "ed25519:1".to_owned(),
             public_key: pair.public_key().to_vec(),

@@ -227,6 +227,9 @@ async fn authentic_requests() {
     }
 }
 
+/// What is done to a request after it was signed.
+type Change<'a> = &'a dyn Fn(&mut Request<Bytes>);
+
 /// Whatever is changed after signing, or is meant for or said by another, is refused.
 #[tokio::test]
 async fn forged_requests() {
@@ -235,7 +238,7 @@ async fn forged_requests() {
     let client = &world.ours.client;
     let good = || other.request("PUT", "/_matrix/federation/v1/send/1", r#"{"pdus":[]}"#);
     client.authenticate(&good()).await.unwrap();
-    let refused = async |change: &dyn Fn(&mut Request<Bytes>)| {
+    let refused = async |change: Change<'_>| {
         let mut request = good();
         change(&mut request);
         client.authenticate(&request).await.unwrap_err()
@@ -246,7 +249,7 @@ async fn forged_requests() {
             request.headers_mut().insert(header::AUTHORIZATION, value.parse().unwrap());
         }
     };
-    let signature: [&dyn Fn(&mut Request<Bytes>); 6] = [
+    let signature: [Change<'_>; 6] = [
         &|request| *request.body_mut() = Bytes::from_static(b"{\"pdus\":[1]}"),
         &|request| *request.body_mut() = Bytes::from_static(b"{\"pdus\":[1.5]}"),
         &|request| *request.body_mut() = Bytes::from_static(b"\xff"),
@@ -257,7 +260,7 @@ async fn forged_requests() {
     for change in signature {
         assert!(matches!(refused(change).await, AuthenticationError::Signature { .. }));
     }
-    let unknown: [&dyn Fn(&mut Request<Bytes>); 2] =
+    let unknown: [Change<'_>; 2] =
         [&header("ed25519:1", "ed25519:2"), &header("origin=a.example", "origin=gone.example")];
     for change in unknown {
         assert!(matches!(refused(change).await, AuthenticationError::UnknownKey { .. }));
@@ -267,8 +270,9 @@ async fn forged_requests() {
     let none = |request: &mut Request<Bytes>| request.headers_mut().clear();
     assert!(matches!(refused(&none).await, AuthenticationError::Header(_)));
     for nonsense in ["X-Matrix", "Bearer x", "X-Matrix origin=a.example", "X-Matrix ,,,=\"", "X-Matrix origin=\"\\\""] {
-        let change =
-            |request: &mut Request<Bytes>| drop(request.headers_mut().insert("authorization", nonsense.parse().unwrap()));
+        let change = |request: &mut Request<Bytes>| {
+            drop(request.headers_mut().insert("authorization", nonsense.parse().unwrap()))
+        };
         assert!(matches!(refused(&change).await, AuthenticationError::Header(_)), "{nonsense}");
     }
 }

@@ -83,12 +83,7 @@ impl CatchUp {
 ///
 /// Where one of its users has been in the room since before the gap, it was. Otherwise the state before each event says
 /// it: who came during the gap is not to be told what was said before.
-async fn present(
-    store: &Store,
-    server: &ServerName,
-    from: i64,
-    events: Vec<Arc<Event>>,
-) -> Result<Vec<Arc<Event>>> {
+async fn present(store: &Store, server: &ServerName, from: i64, events: Vec<Arc<Event>>) -> Result<Vec<Arc<Event>>> {
     let mut room_nids: Vec<i64> = events.iter().map(|event| event.room_nid).collect();
     room_nids.sort_unstable();
     room_nids.dedup();

@@ -10,9 +10,7 @@ use tracing::{debug, info, warn};
 use super::{
     catch_up::CatchUp,
     destination::{Destination, EDUS_MAX, NEVER, Next, Parcel},
-    metrics::{
-        COURIERS, Counted, EDUS, PDUS, PDUS_REFUSED, TRANSACTION_SECONDS, TRANSACTIONS, UNDER_WAY,
-    },
+    metrics::{COURIERS, Counted, EDUS, PDUS, PDUS_REFUSED, TRANSACTION_SECONDS, TRANSACTIONS, UNDER_WAY},
     term::Term,
     transport::{Transaction, TransactionAnswer},
 };

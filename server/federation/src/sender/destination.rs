@@ -377,8 +377,7 @@ impl Destination {
     pub(crate) fn checkpoint(&self, now_ms: u64) -> Standpoint {
         let mut state = self.state.lock();
         let pending = state.unacknowledged();
-        state.is_late |=
-            pending.is_some() && state.waiting_since.is_some_and(|since| now_ms >= since + LATE_AFTER_MS);
+        state.is_late |= pending.is_some() && state.waiting_since.is_some_and(|since| now_ms >= since + LATE_AFTER_MS);
         let row = StoredDestination {
             server: self.server.as_str().to_owned(),
             pending_from: pending.filter(|_| state.is_late),
@@ -388,7 +387,8 @@ impl Destination {
         };
         let is_same = match &state.stored {
             Some(stored) => {
-                (stored.pending_from, stored.failures, stored.retry_at) == (row.pending_from, row.failures, row.retry_at)
+                (stored.pending_from, stored.failures, stored.retry_at)
+                    == (row.pending_from, row.failures, row.retry_at)
             }
             None => row.pending_from.is_none() && row.failures == 0,
         };

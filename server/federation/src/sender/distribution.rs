@@ -191,8 +191,7 @@ impl Distributor {
                 user_nid: receipt.user_nid,
                 thread: receipt.thread.clone(),
             };
-            let value =
-                EduValue::Receipt { room_id, user_id, event_id: event.event_id.clone(), ts: receipt.ts };
+            let value = EduValue::Receipt { room_id, user_id, event_id: event.event_id.clone(), ts: receipt.ts };
             self.term.enqueue_edu(room.servers(), EphemeralEdu { key, value });
         }
         self.rooms.keep(receipt.room_nid, room);
@@ -249,10 +248,8 @@ impl Distributor {
         let room_id = store.room_by_nid(room_nid).await?.room_id.clone();
         let room = self.rooms.take(room_nid, None).await?;
         let key = EduKey::Typing { room_nid, user_nid };
-        self.term.enqueue_edu(
-            room.servers(),
-            EphemeralEdu { key, value: EduValue::Typing { room_id, user_id, typing } },
-        );
+        self.term
+            .enqueue_edu(room.servers(), EphemeralEdu { key, value: EduValue::Typing { room_id, user_id, typing } });
         self.rooms.keep(room_nid, room);
         Ok(())
     }

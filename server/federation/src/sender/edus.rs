@@ -199,8 +199,7 @@ impl Drawn {
                     EduKey::Receipt { thread, .. } => thread.clone(),
                     _ => Box::default(),
                 };
-                let receipt =
-                    UserReceipt { data: ReceiptData { ts: *ts, thread_id }, event_ids: [event_id.clone()] };
+                let receipt = UserReceipt { data: ReceiptData { ts: *ts, thread_id }, event_ids: [event_id.clone()] };
                 self.receipts[place].entry(room_id.clone()).or_default().read.insert(user_id.clone(), receipt);
             }
         }

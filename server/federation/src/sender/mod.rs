@@ -2,8 +2,8 @@
 //!
 //! One replica sends, the one that holds the lease. It reads the stream from the stored position on and gives each of
 //! our events to the queues of the servers in the room. A queue is in memory; a server that does not keep up is written
-//! down with the position from which on it lacks events, and catches up from the database. See [`destination`] for the
-//! states of a server, [`slots`] for how the dead do not delay the living, [`checkpoint`] for what is written.
+//! down with the position from which on it lacks events, and catches up from the database. The module
+//! `destination` has the states of a server, `slots` how the dead do not delay the living, `checkpoint` what is written.
 //!
 //! [Specification](https://spec.matrix.org/v1.19/server-server-api/#transactions)
 
@@ -40,16 +40,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-pub use self::{
-    clock::{Clock, SystemClock},
-    edus::{EduSource, QueuedEdu},
-    transport::{Transaction, TransactionAnswer, Transport},
-};
 use self::{
     checkpoint::{Checkpoints, Written},
     destination::Destination,
     distribution::Distributor,
     term::Term,
+};
+pub use self::{
+    clock::{Clock, SystemClock},
+    edus::{EduSource, QueuedEdu},
+    transport::{Transaction, TransactionAnswer, Transport},
 };
 
 /// Says to the replica that sends that a source of durable EDUs has some.
@@ -200,8 +200,7 @@ impl Sender {
     /// go of the lease. To be run once.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         self.running.send_replace(true);
-        let candidate =
-            Candidate { name: FEDERATION_SENDER, holder: self.holder.clone(), ttl: self.options.lease_ttl };
+        let candidate = Candidate { name: FEDERATION_SENDER, holder: self.holder.clone(), ttl: self.options.lease_ttl };
         let leading = self.store.lead(&candidate, self.stop.subscribe(), |lease| {
             let sender = self.clone();
             async move { Box::pin(sender.serve(lease)).await }.boxed()
@@ -227,7 +226,8 @@ impl Sender {
     /// We heard from a server: if it did not answer lately, it is tried again now. Cheap, and meant to be called for each
     /// of its requests.
     pub fn wake(&self, server: &ServerName) {
-        if let Some(term) = &*self.term.read() {
+        let term = self.term.read().clone();
+        if let Some(term) = term {
             term.wake(server);
             return;
         }
@@ -240,7 +240,9 @@ impl Sender {
 
     /// A source of durable EDUs has some for a server. On any replica.
     pub fn notify(&self, server: &ServerName) {
-        match &*self.term.read() {
+        // Nothing is passed with the lock held: who is told looks at the term too.
+        let term = self.term.read().clone();
+        match term {
             Some(term) => term.expect_durable(server),
             None => self.pass(NOTIFY, server),
         }
@@ -266,8 +268,7 @@ impl Sender {
             }
         }
         let rng = StdRng::from_rng(&mut *self.rng.lock());
-        let term =
-            Arc::new(Term::new(self.store.clone(), self.transport.clone(), self.options.clone(), lease, rng));
+        let term = Arc::new(Term::new(self.store.clone(), self.transport.clone(), self.options.clone(), lease, rng));
         *self.term.write() = Some(term.clone());
         let _serves = Serves(&self);
         let pos = match restore(&term).await {

@@ -151,10 +151,8 @@ impl Rooms {
             changes.into_iter().zip(keys).filter(|(_, key)| &*key.event_type == "m.room.member").collect();
         let event_nids: Vec<i64> = changes.iter().flat_map(|(change, _)| [change.old, change.new]).flatten().collect();
         let events = self.store.events(&event_nids).await?;
-        let joined: HashMap<i64, bool> = events
-            .iter()
-            .map(|event| (event.nid, membership_of(event.content()) == Some(Membership::Join)))
-            .collect();
+        let joined: HashMap<i64, bool> =
+            events.iter().map(|event| (event.nid, membership_of(event.content()) == Some(Membership::Join))).collect();
         for (change, key) in changes {
             let is_join = |nid: Option<i64>| nid.is_some_and(|nid| joined.get(&nid).copied().unwrap_or_default());
             let Some(server) = server_of(&key.state_key) else { continue };

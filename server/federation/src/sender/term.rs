@@ -15,8 +15,9 @@ use ruma::{OwnedServerName, OwnedTransactionId, ServerName};
 use tokio::sync::Notify;
 
 use super::{
-    SenderOptions, courier,
+    SenderOptions,
     clock::Clock,
+    courier,
     destination::{Destination, Woken},
     edus::EphemeralEdu,
     metrics::{EDUS_DROPPED, KNOWN},
@@ -103,8 +104,7 @@ impl Term {
 
     /// Whether an event is ours to send.
     pub(crate) fn is_to_send(&self, event: &Event) -> bool {
-        event.is_shown()
-            && (self.is_ours(event.sender().server_name()) || event.flags & flags::TO_SEND != 0)
+        event.is_shown() && (self.is_ours(event.sender().server_name()) || event.flags & flags::TO_SEND != 0)
     }
 
     pub(crate) fn is_ours(&self, server: &ServerName) -> bool {

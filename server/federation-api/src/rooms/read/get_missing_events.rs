@@ -9,10 +9,7 @@ use ruma::api::federation::event::get_missing_events::v1::Request;
 
 use crate::{Services, errors::Result, json::Object, signed::Signed};
 
-pub(super) async fn get_missing_events(
-    State(services): State<Services>,
-    request: Signed<Request>,
-) -> Result<RawJson> {
+pub(super) async fn get_missing_events(State(services): State<Services>, request: Signed<Request>) -> Result<RawJson> {
     let Request { room_id, limit, min_depth, earliest_events, latest_events, .. } = request.body;
     let wanted = MissingEvents {
         earliest: earliest_events,

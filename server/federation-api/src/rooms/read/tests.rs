@@ -38,7 +38,9 @@ async fn rooms_are_read() {
         for body in ["1", "2", "3"] {
             let text = content(&to_raw_value(&json!({ "msgtype": "m.text", "body": body })).unwrap()).unwrap();
             let sender: &UserId = &alice;
-            said.push(Box::pin(rooms.send(&room, Template::message(sender, "m.room.message", text), None)).await.unwrap());
+            said.push(
+                Box::pin(rooms.send(&room, Template::message(sender, "m.room.message", text), None)).await.unwrap(),
+            );
         }
         let id = segment(room.room_id.as_str());
         let last = segment(said[2].as_str());

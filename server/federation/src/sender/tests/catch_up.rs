@@ -1,6 +1,9 @@
 use std::sync::Arc;
 
-use myelin_store::{Membership, Store, testing::{Fresh, on_both}};
+use myelin_store::{
+    Membership, Store,
+    testing::{Fresh, on_both},
+};
 
 use super::world::{ALICE, Behaviour, Network, Room, Running, TestClock, name, options, until};
 

@@ -1,7 +1,10 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use myelin_store::{Ephemeral, Operation, Receipt, testing::{Fresh, on_both}};
+use myelin_store::{
+    Ephemeral, Operation, Receipt,
+    testing::{Fresh, on_both},
+};
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName, user_id};
 use serde_json::{Value, json};

@@ -1,6 +1,9 @@
 use std::time::Duration;
 
-use myelin_store::{FEDERATION_SENDER, testing::{Fresh, on_both}};
+use myelin_store::{
+    FEDERATION_SENDER,
+    testing::{Fresh, on_both},
+};
 
 use super::{
     super::checkpoint::{Checkpoints, Written},

@@ -1,6 +1,9 @@
 use std::{collections::HashSet, sync::Arc};
 
-use myelin_store::{FEDERATION_SENDER, Membership, flags, testing::{Fresh, on_both}};
+use myelin_store::{
+    FEDERATION_SENDER, Membership, flags,
+    testing::{Fresh, on_both},
+};
 
 use super::world::{ALICE, Behaviour, Network, Room, Running, TestClock, Write, options, until};
 
@@ -93,10 +96,13 @@ async fn a_restart_loses_nothing() {
         let running = Running::start(&store, &network, options(&clock)).await;
         network.until("b.example", |peer| peer.numbers().len() == 10).await;
         network.set("b.example", Behaviour::Hangs);
-        room.say(10..20).await;
+        let first = room.say(10..20).await[0].pos.unwrap();
         network.until("a.example", |peer| peer.numbers().len() == 20).await;
         network.until("b.example", |peer| peer.tries.len() > peer.taken.len()).await;
-        // Killed before it was written that the second server has not answered.
+        // The written position waits for the second server, of which nothing is written yet.
+        clock.advance(1_000);
+        until(async || store.duty_position(FEDERATION_SENDER).await.unwrap() == first - 1).await;
+        assert!(store.destination("b.example").await.unwrap().is_none());
         running.kill().await;
         room.say(20..30).await;
         let running = Running::start(&store, &network, options(&clock)).await;

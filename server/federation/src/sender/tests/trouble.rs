@@ -97,7 +97,6 @@ async fn waking_is_bounded() {
 async fn the_dead_do_not_delay_the_living() {
     on_both(async |fresh: &Fresh| {
         let (store, clock, network) = (fresh.open().await, TestClock::new(), Network::new());
-        let t0 = std::time::Instant::now();
         let servers: Vec<String> = (0..1000).map(|number| format!("dead{number}.example")).collect();
         let mut names: Vec<&str> = servers.iter().map(String::as_str).collect();
         names.push("living.example");
@@ -105,7 +104,6 @@ async fn the_dead_do_not_delay_the_living() {
         for server in &servers {
             network.set(server, Behaviour::Hangs);
         }
-        eprintln!("X {:?}", t0.elapsed());
         let running = Running::start(&store, &network, options(&clock)).await;
         room.say([1]).await;
         let mut seconds = 0;
@@ -115,7 +113,6 @@ async fn the_dead_do_not_delay_the_living() {
             seconds += 1;
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
-        eprintln!("X {:?} {seconds}", t0.elapsed());
         assert!(seconds <= 20, "{seconds} seconds although nothing was known");
         for number in 2..6 {
             room.say([number]).await;
@@ -123,7 +120,6 @@ async fn the_dead_do_not_delay_the_living() {
         }
         network.peer("living.example", |peer| assert_eq!(peer.numbers(), [1, 2, 3, 4, 5]));
         assert!(network.most_under_way() <= 256);
-        eprintln!("X {:?}", t0.elapsed());
         // They come back, and get everything.
         for server in &servers {
             network.set(server, Behaviour::Answers);
@@ -135,9 +131,7 @@ async fn the_dead_do_not_delay_the_living() {
             };
             until(complete).await;
         }
-        eprintln!("X {:?}", t0.elapsed());
         running.stop(&clock).await;
-        eprintln!("X {:?}", t0.elapsed());
         assert_eq!(store.count_troubled().await.unwrap(), (0, 0));
         store.close().await;
     })

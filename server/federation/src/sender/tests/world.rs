@@ -311,8 +311,7 @@ impl Room {
     }
 
     pub(super) async fn say(&mut self, numbers: impl IntoIterator<Item = i64>) -> Vec<Arc<Event>> {
-        let messages =
-            numbers.into_iter().map(|number| Write::Message { sender: ALICE, number, flags: 0 }).collect();
+        let messages = numbers.into_iter().map(|number| Write::Message { sender: ALICE, number, flags: 0 }).collect();
         self.write(messages).await
     }
 
@@ -390,8 +389,13 @@ impl Room {
             parts.room_state = root;
             parts.replaces = self.members.insert(state_key.to_owned(), (key, nid)).map(|(_, nid)| nid);
         }
-        self.head =
-            Head { version: nid, last_pos: 0, depth: parts.depth, extremities: vec![nid], state_root: parts.room_state };
+        self.head = Head {
+            version: nid,
+            last_pos: 0,
+            depth: parts.depth,
+            extremities: vec![nid],
+            state_root: parts.room_state,
+        };
         let event_id = EventId::parse(format!("$event{nid}")).unwrap();
         append.events.push(Event::new(parts, event_id, json.to_string().into()).unwrap());
     }

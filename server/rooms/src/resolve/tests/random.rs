@@ -232,7 +232,6 @@ async fn compare(fresh: &Fresh, seeds: std::ops::Range<u64>, versions: &[RoomVer
             }
         }
     }
-    eprintln!("DEBUG {conflicts} {changed}");
     assert!(conflicts > 30 && changed > 10, "{conflicts} conflicts, {changed} with a state that was not there before");
     rooms.store.close().await;
 }
