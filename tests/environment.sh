@@ -24,6 +24,7 @@ install_missing() {
     command -v python3 >/dev/null || packages+=(python3)
     command -v flock >/dev/null || packages+=(util-linux)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
+    command -v pebble >/dev/null || packages+=(pebble)
     find_postgres || packages+=(postgresql)
     if [ ${#packages[@]} -gt 0 ]; then
         if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then

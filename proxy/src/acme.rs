@@ -13,6 +13,7 @@ mod schedule;
 mod settings;
 mod storage;
 
+pub(crate) use self::challenges::{ACME_TLS, tls_alpn_certificate};
 pub use self::{
     challenges::Challenges,
     driver::Acme,
@@ -21,4 +22,3 @@ pub use self::{
     settings::{AcmeSettings, ChallengeKind, DnsCommand, ExternalAccount, Pace},
     storage::{Issued, Proof, Record, Storage},
 };
-pub(crate) use self::challenges::{ACME_TLS, tls_alpn_certificate};

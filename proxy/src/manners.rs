@@ -15,7 +15,7 @@ use crate::{TrustedProxies, acme::Challenges};
 /// Where a certificate authority asks for the proof that a name is ours (RFC 8555, section 8.3).
 const HTTP_01: &str = "/.well-known/acme-challenge/";
 /// The longest token of a challenge that is looked for.
-const TOKEN_BYTES_MAX: usize = 256;
+const TOKEN_BYTES_MAX: usize = 128;
 
 /// How requests are received on a listener.
 #[derive(Clone, Debug, Default)]

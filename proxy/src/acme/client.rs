@@ -76,7 +76,8 @@ impl Client {
         let mut trouble = self.trouble.lock();
         match answered {
             Ok(response) => {
-                let limited = matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+                let limited =
+                    matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
                 *trouble = Trouble {
                     unreachable: None,
                     retry_after: limited.then(|| retry_after(&response, SystemTime::now())).flatten(),

@@ -16,10 +16,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    AcmeError, AcmeSettings, Challenges, Issued, Record, Storage,
-    client::Client,
-    order::Attempt,
-    schedule,
+    AcmeError, AcmeSettings, Challenges, Issued, Record, Storage, client::Client, order::Attempt, schedule,
     storage::millis,
 };
 use crate::{Certificate, Certificates};
@@ -144,10 +141,13 @@ impl<S: Storage> Acme<S> {
 
     async fn under_lease(&self, lease: &S::Lease) -> Result<(), AcmeError> {
         // Another replica may have been faster.
-        let record = self.storage.record().await?;
+        let mut record = self.storage.record().await?;
         self.take_over(&record);
         if self.due(&record).await > SystemTime::now() {
             return Ok(());
+        }
+        if record.wanted.is_some() && record.wanted.as_deref() != Some(&self.settings.wanted()) {
+            record.failures = 0;
         }
         tracing::info!(tls.names = ?self.settings.names, "asking {} for a certificate", self.settings.directory);
         let outcome = match timeout(ATTEMPT_TIME, Box::pin(self.attempt(&record))).await {
@@ -211,7 +211,8 @@ impl<S: Storage> Acme<S> {
             self.settings.names.join(", ")
         );
         let last_error = Some(error.to_string().chars().take(ERROR_LENGTH_MAX).collect());
-        Record { failures, next_attempt_ts: millis(at), last_error, renewal_asked: record.renewal_asked, ..record }
+        let wanted = Some(self.settings.wanted());
+        Record { wanted, failures, next_attempt_ts: millis(at), last_error, ..record }
     }
 
     /// Uses the certificate that is kept, if it is another one.

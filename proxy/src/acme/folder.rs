@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::{Issued, Proof, Record, Storage, StorageError};
 
@@ -59,7 +60,7 @@ impl Folder {
 
 /// A name for a file, of whatever text.
 fn file_name(kind: &str, subject: &str) -> String {
-    format!("{kind}-{}", super::order::hex(subject.as_bytes()))
+    format!("{kind}-{}", super::order::hex(&Sha256::digest(subject)))
 }
 
 fn to_json(record: &Record) -> String {
@@ -74,6 +75,7 @@ fn to_json(record: &Record) -> String {
     });
     json!({
         "issued": issued,
+        "wanted": record.wanted,
         "failures": record.failures,
         "next_attempt_ts": record.next_attempt_ts,
         "last_error": record.last_error,
@@ -90,6 +92,7 @@ fn from_json(text: &str) -> Result<Record, StorageError> {
     };
     Ok(Record {
         issued,
+        wanted: fields.get("wanted").and_then(Value::as_str).map(str::to_owned),
         failures: fields.get("failures").and_then(Value::as_u64).and_then(|count| count.try_into().ok()).unwrap_or(0),
         next_attempt_ts: fields.get("next_attempt_ts").and_then(Value::as_i64).unwrap_or(0),
         last_error: fields.get("last_error").and_then(Value::as_str).map(str::to_owned),

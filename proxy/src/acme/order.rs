@@ -157,10 +157,9 @@ impl<S: Storage> Attempt<'_, S> {
                 }
             }
             let offered: Vec<_> = authorization.challenges.iter().map(|challenge| challenge.r#type.clone()).collect();
-            let kind = self.kind(&offered).ok_or_else(|| AcmeError::NoChallenge {
-                name: shown.clone(),
-                offered: format!("{offered:?}"),
-            })?;
+            let kind = self
+                .kind(&offered)
+                .ok_or_else(|| AcmeError::NoChallenge { name: shown.clone(), offered: format!("{offered:?}") })?;
             let Some(challenge) = authorization.challenge(challenge_type(kind)) else { continue };
             let (token, authorised) = (challenge.token.clone(), challenge.key_authorization());
             self.show(kind, &bare, token, &authorised, prepared).await?;

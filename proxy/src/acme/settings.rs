@@ -84,6 +84,17 @@ pub struct Pace {
     pub answer: Duration,
 }
 
+impl AcmeSettings {
+    /// What is asked for, in one text.
+    pub(super) fn wanted(&self) -> String {
+        let kinds: Vec<_> = self.challenges.iter().map(|kind| kind.as_str()).collect();
+        let account = self.external_account.as_ref().map_or("", |account| account.key_id.as_str());
+        let profile = self.profile.as_deref().unwrap_or_default();
+        let dns = self.dns.as_ref().map_or_else(String::new, |dns| dns.program.display().to_string());
+        format!("{} {} {} {account} {profile} {dns}", self.directory, self.names.join(","), kinds.join(","))
+    }
+}
+
 impl Default for Pace {
     fn default() -> Self {
         Self {

@@ -10,6 +10,8 @@ use crate::{Certificate, CertificateError};
 pub struct Record {
     /// The certificate, if there is one.
     pub issued: Option<Issued>,
+    /// What the failures were about: who asks for another thing need not wait for what failed.
+    pub wanted: Option<String>,
     /// Failures in a row.
     pub failures: u32,
     /// No attempt before this time, in milliseconds since 1970.
@@ -88,11 +90,8 @@ pub trait Storage: Send + Sync + 'static {
     /// The credentials of the account at a directory, in JSON.
     fn account(&self, directory: &str) -> impl Future<Output = Result<Option<String>, StorageError>> + Send;
     /// Keeps them.
-    fn save_account(
-        &self,
-        directory: &str,
-        credentials: &str,
-    ) -> impl Future<Output = Result<(), StorageError>> + Send;
+    fn save_account(&self, directory: &str, credentials: &str)
+    -> impl Future<Output = Result<(), StorageError>> + Send;
     /// A proof that is asked for.
     fn proof(&self, kind: &str, subject: &str) -> impl Future<Output = Result<Option<String>, StorageError>> + Send;
     /// Keeps a proof, and forgets those that are older than an hour.

@@ -65,10 +65,18 @@ impl Door {
     }
 
     pub(crate) fn open(limits: Limits, listening: impl FnOnce(tokio::net::TcpListener) -> Listening) -> Self {
+        Self::serve(limits, listening, Echo)
+    }
+
+    pub(crate) fn serve<S: Serve>(
+        limits: Limits,
+        listening: impl FnOnce(tokio::net::TcpListener) -> Listening,
+        service: S,
+    ) -> Self {
         let shutdown = Shutdown::new();
         let socket = myelin_proxy::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = socket.local_addr().unwrap();
-        FrontDoor::new(limits, Vec::new(), shutdown.clone()).open(listening(socket), Echo);
+        FrontDoor::new(limits, Vec::new(), shutdown.clone()).open(listening(socket), service);
         Self { address, shutdown }
     }
 

@@ -70,10 +70,7 @@ impl Encryption {
     /// Makes a backup; answers its name.
     pub async fn create_backup(&self, user_nid: i64, description: &RawValue) -> Result<String> {
         let description = read(description)?;
-        let version = self
-            .store
-            .create_backup(user_nid, &description.algorithm, description.auth_data.get())
-            .await?;
+        let version = self.store.create_backup(user_nid, &description.algorithm, description.auth_data.get()).await?;
         Ok(version.to_string())
     }
 
@@ -107,12 +104,7 @@ impl Encryption {
     /// # Errors
     ///
     /// [`Error::WrongBackup`] when it is not the newest one, [`Error::NotFound`] when there is none.
-    pub async fn put_backup_sessions(
-        &self,
-        user_nid: i64,
-        version: &str,
-        rooms: RoomSessions,
-    ) -> Result<BackupState> {
+    pub async fn put_backup_sessions(&self, user_nid: i64, version: &str, rooms: RoomSessions) -> Result<BackupState> {
         let mut sessions = Vec::new();
         for (room_id, of_room) in rooms {
             for (session_id, json) in of_room {
@@ -169,8 +161,9 @@ fn part<'a>(room_id: Option<&'a RoomId>, session_id: Option<&'a str>) -> BackupP
 }
 
 fn read(json: &RawValue) -> Result<Description> {
-    let description: Description =
-        Raw::<Description>::from_json(json.to_owned()).deserialize().map_err(|error| Error::BadJson(error.to_string()))?;
+    let description: Description = Raw::<Description>::from_json(json.to_owned())
+        .deserialize()
+        .map_err(|error| Error::BadJson(error.to_string()))?;
     if description.algorithm.len() > NAME_BYTES_MAX || description.algorithm.contains('\0') {
         return Err(Error::InvalidParam("this cannot be an algorithm".to_owned()));
     }

@@ -11,9 +11,7 @@ use futures_util::{StreamExt as _, future::BoxFuture, stream};
 use myelin_rooms::remote::RemoteError;
 use ruma::{
     OneTimeKeyAlgorithm, OwnedDeviceId, OwnedOneTimeKeyId, OwnedServerName, OwnedUserId, ServerName, UserId,
-    api::federation::keys::claim_keys,
-    encryption::OneTimeKey,
-    serde::Raw,
+    api::federation::keys::claim_keys, encryption::OneTimeKey, serde::Raw,
 };
 use serde_json::{Value, value::RawValue};
 

@@ -89,17 +89,13 @@ impl Encryption {
         let is_other_master = new.iter().any(|key| key.usage == "master" && is_new(key));
         let is_given = |usage: &str| new.iter().any(|key| key.usage == usage);
         // Keys that the old master key has signed are worth nothing under a new one.
-        let gone: Vec<String> =
-            stored.keys().filter(|usage| is_other_master && !is_given(usage)).cloned().collect();
+        let gone: Vec<String> = stored.keys().filter(|usage| is_other_master && !is_given(usage)).cloned().collect();
         let replaced = new.iter().filter(|key| is_new(key)).filter_map(|key| known.get(key.usage));
-        let replaced: Vec<String> = replaced.chain(gone.iter().filter_map(|usage| known.get(&**usage))).cloned().collect();
+        let replaced: Vec<String> =
+            replaced.chain(gone.iter().filter_map(|usage| known.get(&**usage))).cloned().collect();
         let keys = new.iter().filter(|key| is_new(key)).map(|key| (key.usage.to_owned(), key.object.to_json()));
-        let update = CrossSigningUpdate {
-            expected_master: stored.get("master").cloned(),
-            keys: keys.collect(),
-            gone,
-            replaced,
-        };
+        let update =
+            CrossSigningUpdate { expected_master: stored.get("master").cloned(), keys: keys.collect(), gone, replaced };
         let needs_authentication = stored.contains_key("master");
         Ok(PreparedCrossSigning { needs_authentication, update: Some(update), subject })
     }

@@ -1,11 +1,7 @@
 //! Devices that wait, with their secrets encrypted, to be taken over by a new login: MSC3814.
 
 use myelin_store::{DehydratedDevice, KeyUpload, NewDehydratedDevice, ONE_TIME_KEYS_MAX, WaitingMessage};
-use ruma::{
-    DeviceId,
-    encryption::DeviceKeys,
-    serde::Raw,
-};
+use ruma::{DeviceId, encryption::DeviceKeys, serde::Raw};
 use serde_json::value::RawValue;
 
 use crate::{

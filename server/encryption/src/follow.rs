@@ -46,7 +46,12 @@ pub(crate) struct Follower {
 
 impl Follower {
     pub(crate) fn new(pos: i64) -> Self {
-        Self { told: AtomicI64::new(pos), changed: AtomicI64::new(pos), left: AtomicBool::new(true), wake: Notify::new() }
+        Self {
+            told: AtomicI64::new(pos),
+            changed: AtomicI64::new(pos),
+            left: AtomicBool::new(true),
+            wake: Notify::new(),
+        }
     }
 }
 
@@ -85,7 +90,10 @@ impl Encryption {
             };
             if let Err(error) = outcome {
                 FOLLOW_FAILURES.inc();
-                tracing::warn!(error = &error as &dyn std::error::Error, "could not look after device lists; will try again");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "could not look after device lists; will try again"
+                );
             }
         }
     }

@@ -30,6 +30,7 @@ use myelin_store::Store;
 use ruma::{OwnedDeviceId, OwnedServerName, OwnedUserId, ServerName, UserId};
 use tokio::sync::Notify;
 
+use self::follow::Follower;
 pub use self::{
     backups::{BackupState, RoomSessions},
     claim::ClaimedKeys,
@@ -41,7 +42,6 @@ pub use self::{
     signatures::SignatureFailures,
     to_device::Messages,
 };
-use self::follow::Follower;
 
 /// How long other servers may take with keys, where a client does not say.
 const REMOTE_TIME: Duration = Duration::from_secs(10);

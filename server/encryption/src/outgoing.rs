@@ -28,9 +28,10 @@ impl Encryption {
                     let content = RawValue::from_string(content).map_err(|_| Error::Corrupt("message to a device"))?;
                     written("m.direct_to_device", content)?
                 }
-                EduSubject::Device { user_nid, device_id, prev_pos } => {
-                    written("m.device_list_update", self.device_update(user_nid, &device_id, pending.pos, prev_pos).await?)?
-                }
+                EduSubject::Device { user_nid, device_id, prev_pos } => written(
+                    "m.device_list_update",
+                    self.device_update(user_nid, &device_id, pending.pos, prev_pos).await?,
+                )?,
                 EduSubject::CrossSigning { user_nid } => {
                     written("m.signing_key_update", self.signing_keys_now(user_nid).await?)?
                 }

@@ -18,7 +18,9 @@ use ruma::{
 };
 use serde_json::{Map, Value, json, value::to_raw_value};
 
-use crate::{Encryption, Error, Result, key_object::stored_public_key, metrics::CACHED_LISTS, remote::within, remote_time};
+use crate::{
+    Encryption, Error, Result, key_object::stored_public_key, metrics::CACHED_LISTS, remote::within, remote_time,
+};
 
 /// Lists of one server that are followed from now on because of one request; more are asked for without that.
 const FOLLOWED_AT_ONCE: usize = 10;
@@ -417,7 +419,9 @@ fn add_checked(wanted: &Wanted, answer: get_keys::v1::Response, found: &mut get_
         found.device_keys.entry(user_id.clone()).or_default();
     }
     for (user_id, devices) in answer.device_keys {
-        let Some(told) = found.device_keys.get_mut(&user_id).filter(|_| wanted.contains_key(&user_id)) else { continue };
+        let Some(told) = found.device_keys.get_mut(&user_id).filter(|_| wanted.contains_key(&user_id)) else {
+            continue;
+        };
         told.extend(devices.into_iter().take(REMOTE_DEVICES_MAX).filter(|(device_id, keys)| {
             is_wanted(wanted, &user_id, device_id.as_str()) && is_device_of(&user_id, device_id.as_str(), keys)
         }));

@@ -103,8 +103,7 @@ impl Encryption {
             return Err(unknown());
         }
         let object = signed_object(&master, json)?;
-        let (user_signing, _) =
-            own.cross.get("user_signing").ok_or(Error::NotFound("you have no user-signing key"))?;
+        let (user_signing, _) = own.cross.get("user_signing").ok_or(Error::NotFound("you have no user-signing key"))?;
         let key_id = format!("ed25519:{user_signing}");
         if object.check(&owner.user_id, &key_id, user_signing)? != Signature::Valid {
             return Err(forged());
@@ -118,8 +117,7 @@ fn own_signatures(owner: &Owner, own: &SigningKeys, target: &str, json: &RawValu
     let mut signatures = Vec::new();
     if let Some(device) = own.devices.get(target) {
         let object = signed_object(device, json)?;
-        let (self_signing, _) =
-            own.cross.get("self_signing").ok_or(Error::NotFound("you have no self-signing key"))?;
+        let (self_signing, _) = own.cross.get("self_signing").ok_or(Error::NotFound("you have no self-signing key"))?;
         let key_id = format!("ed25519:{self_signing}");
         if object.check(&owner.user_id, &key_id, self_signing)? != Signature::Valid {
             return Err(forged());
@@ -154,13 +152,7 @@ fn signed_object(known: &KeyObject, json: &RawValue) -> Result<KeyObject> {
     Ok(object)
 }
 
-fn signature(
-    owner: &Owner,
-    target_nid: i64,
-    target: &str,
-    object: &KeyObject,
-    key_id: &str,
-) -> Result<KeySignature> {
+fn signature(owner: &Owner, target_nid: i64, target: &str, object: &KeyObject, key_id: &str) -> Result<KeySignature> {
     let made = object.signatures_of(&owner.user_id).find(|(id, _)| *id == key_id);
     let (_, signature) = made.ok_or_else(forged)?;
     Ok(KeySignature {

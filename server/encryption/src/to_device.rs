@@ -38,7 +38,13 @@ impl Encryption {
     /// # Errors
     ///
     /// [`Error::BadJson`] when a message is no JSON object, [`Error::InvalidParam`] when the type is too long.
-    pub async fn send_to_device(&self, owner: &Owner, event_type: &str, txn_id: &str, messages: Messages) -> Result<()> {
+    pub async fn send_to_device(
+        &self,
+        owner: &Owner,
+        event_type: &str,
+        txn_id: &str,
+        messages: Messages,
+    ) -> Result<()> {
         check(event_type, &messages)?;
         let (ours, theirs): (Messages, Messages) = messages.into_iter().partition(|(user_id, _)| self.is_ours(user_id));
         // "Unique ID for the message, used for idempotence. Arbitrary utf8 string, of maximum length 32 codepoints."

@@ -39,7 +39,8 @@ impl Encryption {
         one_time_keys: &Keys,
         fallback_keys: &Keys,
     ) -> Result<BTreeMap<OneTimeKeyAlgorithm, UInt>> {
-        let device_keys = device_keys.map(|keys| check_device_keys(&owner.user_id, &owner.device_id, keys)).transpose()?;
+        let device_keys =
+            device_keys.map(|keys| check_device_keys(&owner.user_id, &owner.device_id, keys)).transpose()?;
         let identity = match &device_keys {
             Some(keys) => Some(keys.clone()),
             None => self.store.device_keys(owner.device_nid).await?.map(|json| KeyObject::stored(&json)).transpose()?,

@@ -4,6 +4,7 @@ mod address;
 mod authenticate;
 mod backoff;
 mod client;
+mod devices;
 mod discovery;
 pub mod doctor;
 mod http;
@@ -18,6 +19,7 @@ mod tls;
 pub use self::{
     authenticate::AuthenticationError,
     client::Client,
+    devices::DeviceEdus,
     discovery::{Dns, DnsError, Srv, Step},
     http::Limits,
     keys::{KeyQuery, OwnKeyError},

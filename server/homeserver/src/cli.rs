@@ -1,5 +1,6 @@
 //! The command line. One file a subcommand.
 
+mod cert;
 pub(crate) mod config;
 mod doctor;
 mod serve;
@@ -32,6 +33,9 @@ enum Command {
     /// Look after the configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Look after the certificate.
+    #[command(subcommand)]
+    Cert(cert::CertCommand),
     /// Look after accounts.
     #[command(subcommand)]
     User(user::UserCommand),
@@ -79,6 +83,7 @@ pub(crate) fn run() -> ExitCode {
         None => cli.serve.run(),
         Some(Command::Serve(serve)) => serve.run(),
         Some(Command::Config(command)) => command.run(),
+        Some(Command::Cert(command)) => command.run(),
         Some(Command::User(command)) => command.run(),
         Some(Command::Doctor(doctor)) => doctor.run(),
         Some(Command::Version) => print(concat!("myelin ", env!("CARGO_PKG_VERSION"), "\n")),

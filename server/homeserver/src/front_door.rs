@@ -11,12 +11,17 @@ use myelin_process::{
 };
 use myelin_proxy::{
     Certificate, Certificates, FrontDoor, HostHeaders, Limits, Listening, Manners, Serve, Tls, TrustedProxies,
+    acme::Challenges,
     certificate_files::{self, CertificateFiles, FilesError},
 };
 use tokio::net::TcpListener;
 use tower::Service as _;
 
-use crate::exit::{Exit, Failure};
+use crate::{
+    acme,
+    exit::{Exit, Failure},
+    parts::Parts,
+};
 
 /// A certificate that ends sooner than this is worth a warning at start.
 const DAYS_LEFT_MIN: u64 = 14;
@@ -55,7 +60,12 @@ pub(crate) fn open(config: &Config, connections: usize, shutdown: &Shutdown) -> 
 }
 
 /// How a listener takes connections and requests.
-pub(crate) fn listening(config: &Config, settings: &Listener, socket: TcpListener, tls: Option<&Tls>) -> Listening {
+pub(crate) fn listening(
+    config: &Config,
+    settings: &Listener,
+    socket: TcpListener,
+    encryption: &Encryption,
+) -> Listening {
     let seconds = config.tls.strict_transport_security_seconds;
     let mut headers = HostHeaders::default();
     if settings.tls && seconds > 0 {
@@ -69,34 +79,52 @@ pub(crate) fn listening(config: &Config, settings: &Listener, socket: TcpListene
     };
     Listening {
         socket,
-        tls: tls.filter(|_| settings.tls).cloned(),
+        tls: encryption.tls.clone().filter(|_| settings.tls),
         proxy_protocol: settings.proxy_protocol,
         manners: Manners {
             trusted,
             redirect_to_https: settings.redirect_to_https.then_some(https_port),
             headers,
-            challenges: None,
+            challenges: encryption.challenges.clone(),
         },
     }
 }
 
-/// What encrypts the listeners that want it; none if there is none such. Certificates in files are watched from now on.
-pub(crate) fn tls(config: &Config, shutdown: &Shutdown) -> Result<Option<Tls>, Failure> {
+/// What encrypts the listeners, and what certificate authorities are shown.
+#[derive(Default)]
+pub(crate) struct Encryption {
+    /// None if no listener wants it.
+    pub(crate) tls: Option<Tls>,
+    /// None unless certificates are asked for.
+    pub(crate) challenges: Option<Arc<dyn Challenges>>,
+}
+
+/// Begins to look after the certificate, if a listener needs one.
+pub(crate) async fn encryption(config: &Config, parts: &Parts, shutdown: &Shutdown) -> Result<Encryption, Failure> {
     if !config.listeners.iter().any(|listener| listener.tls) {
-        return Ok(None);
+        return Ok(Encryption::default());
     }
-    let refuse = |error: anyhow::Error| Failure::new(Exit::Config, error);
-    let files = files(config);
-    let first = match &files {
-        Some(files) => files.load().map_err(|error| refuse(error.into()))?,
-        None => Certificate::self_signed(&own_names(config)).map_err(|error| refuse(error.into()))?,
+    if config.tls.mode == TlsMode::Acme {
+        let (tls, challenges) = acme::start(config, Arc::clone(&parts.store), shutdown).await?;
+        return Ok(Encryption { tls: Some(tls), challenges: Some(challenges) });
+    }
+    let first = match certificate_in_files(config)? {
+        Some(certificate) => certificate,
+        None => Certificate::self_signed(&config.acme_names()).map_err(|error| Failure::new(Exit::Config, error))?,
     };
     tracing::info!(tls.names = ?first.names(), "the certificate is for {}", first.names().join(", "));
     let certificates = Certificates::new(first);
-    if let Some(files) = files {
+    if let Some(files) = files(config) {
         shutdown.spawn(certificate_files::watch(files, Arc::clone(&certificates), shutdown.clone()));
     }
-    Tls::new(certificates).map(Some).map_err(|error| Failure::new(Exit::Software, error))
+    let tls = Tls::new(certificates).map_err(|error| Failure::new(Exit::Software, error))?;
+    Ok(Encryption { tls: Some(tls), challenges: None })
+}
+
+/// The certificate in the files of the configuration, if it names some.
+pub(crate) fn certificate_in_files(config: &Config) -> Result<Option<Certificate>, Failure> {
+    let certificate = files(config).map(|files| files.load()).transpose();
+    certificate.map_err(|error| Failure::new(Exit::Config, error))
 }
 
 /// What is wrong with the certificate that the configuration names.
@@ -129,8 +157,8 @@ fn certificate_problems(config: &Config, certificate: &Certificate) -> Vec<Probl
     if certificate.valid_from() > now {
         warn("it is not valid yet, or the clock of this machine is wrong".to_owned());
     }
-    let missing: Vec<_> = own_names(config).into_iter().filter(|name| !certificate.is_for(name)).collect();
-    if missing.len() == own_names(config).len() {
+    let missing: Vec<_> = config.acme_names().into_iter().filter(|name| !certificate.is_for(name)).collect();
+    if missing.len() == config.acme_names().len() {
         warn(format!("it is for {}, and not for {}", certificate.names().join(", "), missing.join(" or ")));
     }
     found
@@ -147,13 +175,4 @@ fn files(config: &Config) -> Option<CertificateFiles> {
     }
     let (certificate, private_key) = (config.tls.certificate.clone()?, config.tls.private_key.clone()?);
     Some(CertificateFiles { certificate, private_key })
-}
-
-/// The names under which this server is reached: its own, and that of its base URL.
-fn own_names(config: &Config) -> Vec<String> {
-    let host = config.server_name.host().trim_matches(['[', ']']).to_owned();
-    let base = config.client_baseurl().host_str().map(|host| host.trim_matches(['[', ']']).to_owned());
-    let mut names = vec![host];
-    names.extend(base.filter(|base| !names.contains(base)));
-    names
 }

@@ -1,5 +1,6 @@
 //! The Matrix homeserver Myelin.
 
+mod acme;
 mod cli;
 mod exit;
 mod front_door;

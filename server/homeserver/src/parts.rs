@@ -6,6 +6,12 @@ use anyhow::{Context as _, anyhow};
 use futures_util::FutureExt as _;
 use myelin_accounts::{Accounts, AccountsOptions};
 use myelin_client_api::RoomProfiles;
+use myelin_encryption::Encryption;
+use myelin_federation::{
+    Client, ClientOptions, DeviceEdus,
+    sender::{Sender, SenderOptions},
+};
+use myelin_federation_api::Inbound;
 use myelin_http::{LayerOptions, RateLimit, RateLimiter, RateLimits};
 use myelin_media::{Media, MediaOptions};
 use myelin_process::{
@@ -16,6 +22,7 @@ use myelin_rooms::Rooms;
 use myelin_store::{DatabaseOptions, Error, Store, StoreOptions};
 use myelin_sync::{Sync, SyncOptions};
 use ruma::signatures::Ed25519KeyPair;
+use tokio::sync::broadcast::error::RecvError;
 use url::Url;
 
 use crate::{
@@ -34,8 +41,76 @@ pub(crate) struct Parts {
     pub(crate) accounts: Arc<Accounts>,
     pub(crate) rooms: Arc<Rooms>,
     pub(crate) sync: Arc<Sync>,
+    pub(crate) encryption: Arc<Encryption>,
+    /// `None` where federation is off.
+    pub(crate) federation: Option<Federation>,
     pub(crate) media: Arc<Media>,
     pub(crate) rate_limiter: Arc<RateLimiter>,
+}
+
+/// What rooms are shared with other servers by.
+pub(crate) struct Federation {
+    pub(crate) client: Arc<Client>,
+    pub(crate) sender: Arc<Sender>,
+    pub(crate) inbound: Arc<Inbound>,
+}
+
+impl Federation {
+    /// Opens the way to other servers, and shows it to those who use it.
+    async fn open(
+        config: &Config,
+        store: &Arc<Store>,
+        rooms: &Rooms,
+        encryption: &Arc<Encryption>,
+    ) -> Result<Option<Self>, Failure> {
+        if !config.federation.enabled {
+            return Ok(None);
+        }
+        let options = ClientOptions::from_config(config.server_name.clone(), &config.federation);
+        let client = Client::new(Arc::clone(store), options)
+            .await
+            .context("prepare requests to other servers")
+            .map_err(|error| Failure::new(Exit::Config, error))?;
+        let options = SenderOptions {
+            presence: config.presence.enabled,
+            sources: vec![Arc::new(DeviceEdus(Arc::clone(encryption)))],
+            ..SenderOptions::new(config.server_name.clone())
+        };
+        let sender = Sender::new(Arc::clone(store), client.clone(), options);
+        rooms.connect(client.clone());
+        encryption.connect(client.clone(), sender.clone());
+        Ok(Some(Self { client, sender, inbound: Arc::default() }))
+    }
+
+    /// Starts what runs beside requests.
+    fn start(&self, rooms: &Arc<Rooms>, shutdown: &Shutdown) {
+        let (client, stop) = (Arc::clone(&self.client), shutdown.token());
+        shutdown.spawn(async move { stop.run_until_cancelled(client.keep_swept()).await });
+        shutdown.spawn(Arc::clone(&self.sender).run(shutdown.token()));
+        let (sender, stop, mut heard) = (Arc::clone(&self.sender), shutdown.token(), self.client.heard());
+        shutdown.spawn(async move {
+            stop.run_until_cancelled(async move {
+                loop {
+                    match heard.recv().await {
+                        Ok(server) => sender.wake(&server),
+                        // Those that were missed are heard from again.
+                        Err(RecvError::Lagged(_)) => {}
+                        Err(RecvError::Closed) => return,
+                    }
+                }
+            })
+            .await
+        });
+        let (rooms, stop) = (Arc::clone(rooms), shutdown.token());
+        shutdown.spawn(async move {
+            stop.run_until_cancelled(async move {
+                if let Err(error) = rooms.resume_inbound().await {
+                    tracing::warn!(%error, "events that were acknowledged wait until the next start: {error}");
+                }
+            })
+            .await
+        });
+    }
 }
 
 impl Parts {
@@ -62,7 +137,9 @@ impl Parts {
             .map_err(|error| Failure::new(Exit::CannotCreate, error))?;
         let options = SyncOptions { timeout_max: config.limits.max_sync_timeout(), presence: config.presence.enabled };
         let sync = Sync::new(Arc::clone(&store), Arc::clone(&rooms), options);
-        Ok(Self { store, accounts, rooms, sync, media, rate_limiter: Arc::new(rate_limiter) })
+        let encryption = Encryption::new(Arc::clone(&store), config.server_name.clone());
+        let federation = Federation::open(config, &store, &rooms, &encryption).await?;
+        Ok(Self { store, accounts, rooms, sync, encryption, federation, media, rate_limiter: Arc::new(rate_limiter) })
     }
 
     /// Looks whether the database answers.
@@ -85,6 +162,11 @@ impl Parts {
         let limiter = Arc::clone(&self.rate_limiter);
         let stop = shutdown.token();
         shutdown.spawn(async move { stop.run_until_cancelled(limiter.keep_swept()).await });
+        let (encryption, stop) = (Arc::clone(&self.encryption), shutdown.token());
+        shutdown.spawn(async move { stop.run_until_cancelled(encryption.keep()).await });
+        if let Some(federation) = &self.federation {
+            federation.start(&self.rooms, shutdown);
+        }
         // Those who wait for news are answered at once when the server stops.
         let (sync, told) = (Arc::clone(&self.sync), shutdown.clone());
         shutdown.spawn(async move {
@@ -95,6 +177,9 @@ impl Parts {
 
     /// Writes down what is in memory alone and closes the database.
     pub(crate) async fn close(&self) {
+        if let Some(federation) = &self.federation {
+            federation.sender.close().await;
+        }
         self.accounts.close().await;
         self.store.close().await;
     }

@@ -59,15 +59,15 @@ pub(crate) async fn serve(files: ConfigFiles, mut config: Config) -> Result<(), 
     for (settings, (_, _, address)) in config.listeners.iter_mut().zip(&listeners) {
         settings.address = *address;
     }
-    let tls = front_door::tls(&config, &shutdown)?;
     let parts = Arc::new(Parts::open(&config).await?);
+    let encryption = front_door::encryption(&config, &parts, &shutdown).await?;
     parts.start(&shutdown);
     let health = Health::new(shutdown.clone(), vec![("database", parts.database_probe())]);
     let services = Services { health, parts: Arc::clone(&parts), config };
     let door = front_door::open(&services.config, connections, &shutdown);
     for ((socket, resources, address), settings) in listeners.into_iter().zip(&services.config.listeners) {
         tracing::info!(listener.address = %address, "listening on {address} for {}", names(&resources));
-        let listening = front_door::listening(&services.config, settings, socket, tls.as_ref());
+        let listening = front_door::listening(&services.config, settings, socket, &encryption);
         door.open(listening, Routes(resources_router(&services, &resources)));
     }
     notify::watchdog(&shutdown);
@@ -98,10 +98,28 @@ fn resources_router(services: &Services, resources: &[Resource]) -> Router {
             accounts: Arc::clone(&services.parts.accounts),
             rate_limiter: Arc::clone(&services.parts.rate_limiter),
         })),
-        // It comes with a later release; `config check` and the log say so.
-        Resource::Federation => router,
+        Resource::Federation => match federation_services(&services.parts) {
+            Some(federation) => router.merge(myelin_federation_api::router(federation)),
+            None => router,
+        },
     });
     layers_with(router, parts::layer_options(&services.config))
+}
+
+fn federation_services(parts: &Parts) -> Option<myelin_federation_api::Services> {
+    let federation = parts.federation.as_ref()?;
+    Some(myelin_federation_api::Services {
+        store: Arc::clone(&parts.store),
+        accounts: Arc::clone(&parts.accounts),
+        rooms: Arc::clone(&parts.rooms),
+        writes: Arc::new(Arc::clone(&parts.rooms)),
+        encryption: Arc::clone(&parts.encryption),
+        sync: Arc::clone(&parts.sync),
+        peers: federation.client.clone(),
+        inbound: Arc::clone(&federation.inbound),
+        rate_limiter: Arc::clone(&parts.rate_limiter),
+        is_enabled: true,
+    })
 }
 
 fn client_services(parts: &Parts) -> myelin_client_api::Services {
@@ -110,6 +128,7 @@ fn client_services(parts: &Parts) -> myelin_client_api::Services {
         accounts: Arc::clone(&parts.accounts),
         rooms: Arc::clone(&parts.rooms),
         sync: Arc::clone(&parts.sync),
+        encryption: Arc::clone(&parts.encryption),
         media: Arc::clone(&parts.media),
         rate_limiter: Arc::clone(&parts.rate_limiter),
     }

@@ -3,6 +3,7 @@
 //! A key that nobody knows is an error that names the key and where it stands. Sections are one file each; a
 //! setting's doc comment is also what `myelin config generate` writes above it, so there is one text for both.
 
+mod acme;
 mod appservices;
 mod cache;
 mod check;
@@ -32,6 +33,7 @@ use url::Url;
 use section::section;
 
 pub use self::{
+    acme::{Acme, AcmeChallenge},
     appservices::Appservices,
     cache::Cache,
     check::{Problem, Severity},
@@ -69,6 +71,8 @@ section! {
         pub listeners: Vec<Listener> = Listener::defaults(),
         /// Certificates for listeners with `tls = true`.
         pub tls: Tls = Tls::default(),
+        /// The certificate authority.
+        pub acme: Acme = Acme::default(),
         /// What is told at `/.well-known/matrix`.
         pub well_known: WellKnown = WellKnown::default(),
         /// Who may make an account.
@@ -100,7 +104,12 @@ impl Config {
     /// Registration is open to whoever holds the registration token.
     #[must_use]
     pub fn embedded_default() -> Self {
-        Self { registration: Registration { enabled: true, ..Registration::default() }, ..Self::default() }
+        Self {
+            registration: Registration { enabled: true, ..Registration::default() },
+            // No other server can find one called localhost, and most would not believe it.
+            federation: Federation { enabled: false, ..Federation::default() },
+            ..Self::default()
+        }
     }
 
     /// The address that clients are told to use.

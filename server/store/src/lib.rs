@@ -10,6 +10,7 @@
 
 mod account_data;
 mod accounts;
+mod certificates;
 mod committer;
 mod database;
 mod destinations;
@@ -47,6 +48,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 pub use self::{
     account_data::AccountData,
     accounts::{Account, AccountCreation, KeepDevices, NewAccount},
+    certificates::{CertificateRecord, IssuedCertificate},
     committer::{
         Append, Committed, Fate, Head, Membership, MembershipChange, NewRoom, Operation, Place, Redaction, Waiting,
     },

@@ -22,8 +22,8 @@ use crate::{
     live::{LiveNews, ShownPresence},
     observe,
     response::{
-        Answer, DeviceLists, Events, InvitedRoom, JoinedRoom, KnockedRoom, LeftRoom, RoomSections, RoomSummary, State, Timeline,
-        UnreadNotifications,
+        Answer, DeviceLists, Events, InvitedRoom, JoinedRoom, KnockedRoom, LeftRoom, RoomSections, RoomSummary, State,
+        Timeline, UnreadNotifications,
     },
     state::{Extent, Recipient, Room, states},
     summary::{Asked, Summary},

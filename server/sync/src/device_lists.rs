@@ -147,10 +147,7 @@ impl Sync {
             let room = rooms.get(&room_nid).copied().unwrap_or_else(|| {
                 let own = own_now.contains(&room_nid);
                 let encrypted = encrypted.contains(&room_nid);
-                MovedRoom {
-                    own: Turn { before: own, now: own },
-                    encrypted: Turn { before: encrypted, now: encrypted },
-                }
+                MovedRoom { own: Turn { before: own, now: own }, encrypted: Turn { before: encrypted, now: encrypted } }
             });
             let turn = shared.entry(other).or_default();
             turn.before = turn.before.max(kind(room.own.before && theirs.before, room.encrypted.before));
@@ -263,7 +260,8 @@ impl Sync {
             others.extend(self.store.joined_to(&whole).await?.into_iter().map(|(_, other)| other));
         }
         let is_whole = |room_nid: &i64| whole.contains(room_nid);
-        let moved = moves.iter().filter(|((room_nid, _), turn)| turn.is_change() || (turn.before && is_whole(room_nid)));
+        let moved =
+            moves.iter().filter(|((room_nid, _), turn)| turn.is_change() || (turn.before && is_whole(room_nid)));
         others.extend(moved.map(|((_, other), _)| *other));
         others.remove(&user_nid);
         Ok(others.into_iter().collect())

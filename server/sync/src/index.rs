@@ -497,9 +497,8 @@ impl Inner {
     /// Those whose changes after a position a user has to know of.
     fn device_lists_after(&self, user: &User, user_nid: i64, since: i64) -> Vec<i64> {
         let start = self.device_changes.partition_point(|change| change.pos <= since);
-        let is_joined = |room_nid: &i64| {
-            user.rooms.get(room_nid).is_some_and(|place| place.membership == Membership::Join)
-        };
+        let is_joined =
+            |room_nid: &i64| user.rooms.get(room_nid).is_some_and(|place| place.membership == Membership::Join);
         let concerns = |change: &&Arc<DeviceListChange>| match change.only_for {
             Some(only) => only == user_nid,
             None => change.user_nid == user_nid || change.rooms.iter().any(is_joined),

@@ -84,7 +84,8 @@ impl Sync {
             waiting.truncate(MESSAGES_MAX);
             told_to = waiting.last().map(|message| message.pos);
         }
-        let messages = waiting.into_iter().map(|message| written(&message.sender, &message.event_type, message.content));
+        let messages =
+            waiting.into_iter().map(|message| written(&message.sender, &message.event_type, message.content));
         Ok((messages.collect::<Result<_>>()?, told_to))
     }
 }

@@ -73,6 +73,7 @@ impl Config {
         self.check_names(&mut found);
         self.check_database(&mut found);
         self.check_listeners(&mut found);
+        self.check_acme(&mut found);
         self.check_well_known(&mut found);
         self.check_registration(&mut found);
         self.check_files(&mut found);
@@ -146,8 +147,8 @@ impl Config {
             if listener.resources.is_empty() && !listener.redirect_to_https {
                 found.push(Problem::error(&key("resources"), "it is empty, so nothing would be answered there"));
             }
-            if listener.resources.contains(&Resource::Federation) {
-                let message = "`federation` comes with a later release and answers nothing yet";
+            if listener.resources.contains(&Resource::Federation) && !self.federation.enabled {
+                let message = "`federation` answers nothing, since federation.enabled is false";
                 found.push(Problem::warning(&key("resources"), message));
             }
         }
@@ -389,7 +390,10 @@ mod tests {
         assert_eq!(with(vec![listener("127.0.0.1:80", &[Client, Client])]), ["listeners[0].resources"]);
         let tls = Listener { tls: true, ..listener("127.0.0.1:80", &[Client]) };
         assert_eq!(with(vec![tls]), ["tls.certificate", "tls.private_key"]);
-        let federation = |config: &mut Config| config.listeners[0].resources.push(Federation);
+        let federation = |config: &mut Config| {
+            config.federation.enabled = false;
+            config.listeners[0].resources.push(Federation);
+        };
         assert_eq!(found(federation, Severity::Warning), ["listeners[0].resources"]);
     }
 

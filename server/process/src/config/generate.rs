@@ -52,6 +52,7 @@ impl Config {
                 repeated: true,
             },
             "tls" => Group::of(&self.tls),
+            "acme" => Group::of(&self.acme),
             "well_known" => Group::of(&self.well_known),
             "registration" => Group::of(&self.registration),
             "federation" => Group::of(&self.federation),
@@ -138,6 +139,11 @@ mod tests {
         assert!(shown.database.url.take().is_some() && shown.database.url_file.take().is_some());
         assert!(shown.tls.certificate.take().is_some() && shown.tls.private_key.take().is_some());
         assert!(shown.well_known.server.take().is_some() && shown.well_known.support_page.take().is_some());
+        let acme = &mut shown.acme;
+        assert!(acme.staging_directory.take().is_some() && acme.contact.take().is_some());
+        assert!(acme.dns_command.take().is_some() && acme.external_account_id.take().is_some());
+        assert!(acme.external_account_key.take().is_some() && acme.external_account_key_file.take().is_some());
+        assert!(acme.profile.take().is_some() && acme.trusted_ca_file.take().is_some());
         let registration = &mut shown.registration;
         assert!(registration.token.take().is_some() && registration.token_file.take().is_some());
         assert!(registration.shared_secret.take().is_some() && registration.shared_secret_file.take().is_some());

@@ -18,7 +18,7 @@ use super::{Config, Problem};
 const PREFIX: &str = "MYELIN_";
 /// Keys whose text from the environment is never read as a number, a truth value or a list.
 const VERBATIM: &[&[&str]] =
-    &[&["registration", "token"], &["registration", "shared_secret"], &["database", "url"], &["public_baseurl"]];
+    &[&["acme", "external_account_key"], &["acme", "external_account_id"], &["registration", "token"], &["registration", "shared_secret"], &["database", "url"], &["public_baseurl"]];
 
 /// The configuration could not be read: every reason that was found.
 #[derive(Debug, thiserror::Error)]

@@ -9,8 +9,8 @@ use super::{Problem, check::check_readable, section::section};
 section! {
     /// The certificate of listeners with `tls = true`.
     pub struct Tls {
-        /// Where the certificate comes from: `files`, or `self_signed` (made at each start, for trying it out: nobody
-        /// trusts it). `acme` comes with a later release.
+        /// Where the certificate comes from: `files`, `acme` (see the section `[acme]`), or `self_signed` (made at each
+        /// start, for trying it out: nobody trusts it).
         pub mode: TlsMode = TlsMode::Files,
         /// The certificate and its chain, in PEM. The file is watched: a new certificate is taken over without a
         /// restart.
@@ -47,11 +47,7 @@ impl Tls {
                     }
                 }
             }
-            TlsMode::SelfSigned => {}
-            TlsMode::Acme => found.push(Problem::error(
-                "tls.mode",
-                "ACME comes with a later release: use \"files\", which are watched for what renews them",
-            )),
+            TlsMode::SelfSigned | TlsMode::Acme => {}
         }
     }
 }

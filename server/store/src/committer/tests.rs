@@ -26,6 +26,7 @@ fn event(nid: i64, room_nid: i64, sender_nid: i64) -> Event {
         key_nid: None,
         state_before: 0,
         room_state: 0,
+        forked_state: None,
         replaces: None,
         redacted_by: None,
         device_nid: None,
