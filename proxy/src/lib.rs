@@ -17,7 +17,10 @@ mod http;
 mod manners;
 mod proxy_protocol;
 mod refusal;
+mod route;
+mod static_files;
 mod tls;
+mod upstream;
 pub mod well_known;
 
 pub use self::{
@@ -26,5 +29,8 @@ pub use self::{
     forwarded::TrustedProxies,
     http::Serve,
     manners::{HostHeaders, Manners},
+    route::{Route, Router, Target},
+    static_files::StaticFiles,
     tls::{Tls, TlsError},
+    upstream::{AnswerBody, BodyError, NotAnUpstream, UpstreamAddress, Upstreams},
 };

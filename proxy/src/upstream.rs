@@ -382,7 +382,7 @@ pub(crate) fn refusal(status: StatusCode, text: &'static str) -> Response<Answer
 #[derive(Clone)]
 struct Connector(UpstreamAddress);
 
-impl tower_service::Service<Uri> for Connector {
+impl tower::Service<Uri> for Connector {
     type Response = Wire;
     type Error = std::io::Error;
     type Future = Pin<Box<dyn Future<Output = std::io::Result<Wire>> + Send>>;

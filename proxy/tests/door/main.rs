@@ -6,4 +6,5 @@ mod harness;
 mod hostile;
 mod pebble;
 mod plain;
+mod routing;
 mod tls;

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use myelin_store::{KeyUpload, NewKey, ONE_TIME_KEYS_MAX};
+use myelin_store::{Identity, KeyUpload, NewKey, ONE_TIME_KEYS_MAX};
 use ruma::{
     DeviceId, OneTimeKeyAlgorithm, OwnedOneTimeKeyId, UInt, UserId,
     encryption::{DeviceKeys, OneTimeKey},
@@ -41,13 +41,20 @@ impl Encryption {
     ) -> Result<BTreeMap<OneTimeKeyAlgorithm, UInt>> {
         let device_keys =
             device_keys.map(|keys| check_device_keys(&owner.user_id, &owner.device_id, keys)).transpose()?;
-        let identity = match &device_keys {
-            Some(keys) => Some(keys.clone()),
-            None => self.store.device_keys(owner.device_nid).await?.map(|json| KeyObject::stored(&json)).transpose()?,
+        let known = self.store.device_keys(owner.device_nid).await?.map(|json| KeyObject::stored(&json)).transpose()?;
+        let identity = device_keys.as_ref().or(known.as_ref());
+        let signing_key = format!("ed25519:{}", owner.device_id);
+        let is_other = match (&known, &device_keys) {
+            (Some(known), Some(new)) => known.key(&signing_key) != new.key(&signing_key),
+            _ => false,
         };
-        let signer = Signer::of(&owner.user_id, &owner.device_id, identity.as_ref());
+        let signer = Signer::of(&owner.user_id, &owner.device_id, identity);
         let one_time = check_keys(&signer, one_time_keys)?;
         let fallback = check_fallback_keys(&signer, fallback_keys)?;
+        // Before the new one-time keys: the old ones go.
+        if let Some(keys) = device_keys.as_ref().filter(|_| is_other) {
+            self.set_identity(owner, keys, Identity::Other).await?;
+        }
         let counts = if one_time.is_empty() && fallback.is_empty() {
             self.store.key_counts(owner.device_nid).await?
         } else {
@@ -59,14 +66,19 @@ impl Encryption {
                 KeyUpload::TooMany => return Err(too_many()),
             }
         };
-        if let Some(keys) = device_keys {
-            let device_id = owner.device_id.as_str();
-            self.store.set_device_keys(owner.user_nid, owner.device_nid, device_id, &keys.to_json()).await?;
+        if let Some(keys) = device_keys.as_ref().filter(|_| !is_other) {
+            self.set_identity(owner, keys, Identity::Same).await?;
         }
         let counts = counts.one_time.into_iter().map(|(algorithm, count)| {
             (OneTimeKeyAlgorithm::from(algorithm), UInt::new_saturating(u64::try_from(count).unwrap_or_default()))
         });
         Ok(counts.collect())
+    }
+
+    async fn set_identity(&self, owner: &Owner, keys: &KeyObject, identity: Identity) -> Result<()> {
+        let (user_nid, device_id) = (owner.user_nid, owner.device_id.as_str());
+        self.store.set_device_keys(user_nid, owner.device_nid, device_id, &keys.to_json(), identity).await?;
+        Ok(())
     }
 }
 

@@ -57,7 +57,11 @@ type RoomResult<T> = myelin_rooms::Result<T>;
 /// What other servers do to rooms.
 pub trait RemoteWrites: Send + Sync {
     /// Takes the events of a transaction. The answer has those that an identifier could be made out of.
-    fn receive<'a>(&'a self, origin: &'a ServerName, pdus: Vec<Box<RawValue>>) -> BoxFuture<'a, Vec<Outcome>>;
+    fn receive<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        pdus: Vec<Box<RawValue>>,
+    ) -> BoxFuture<'a, RoomResult<Vec<Outcome>>>;
 
     /// Refuses a server that the room's access control list denies. A room that we do not know denies nobody.
     fn check_acl<'a>(&'a self, origin: &'a ServerName, room_id: &'a RoomId) -> BoxFuture<'a, RoomResult<()>>;
@@ -137,7 +141,11 @@ pub trait RemoteWrites: Send + Sync {
 }
 
 impl RemoteWrites for Arc<Rooms> {
-    fn receive<'a>(&'a self, origin: &'a ServerName, pdus: Vec<Box<RawValue>>) -> BoxFuture<'a, Vec<Outcome>> {
+    fn receive<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        pdus: Vec<Box<RawValue>>,
+    ) -> BoxFuture<'a, RoomResult<Vec<Outcome>>> {
         Box::pin(Rooms::receive(self, origin, pdus))
     }
 

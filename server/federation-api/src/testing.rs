@@ -268,7 +268,7 @@ fn versions_of(versions: &[RoomVersionId]) -> String {
 
 impl RemoteWrites for Writes {
     /// An event says itself what its identifier is, and whether it is bad.
-    fn receive<'a>(&'a self, origin: &'a ServerName, pdus: Vec<Box<RawValue>>) -> BoxFuture<'a, Vec<Outcome>> {
+    fn receive<'a>(&'a self, origin: &'a ServerName, pdus: Vec<Box<RawValue>>) -> BoxFuture<'a, myelin_rooms::Result<Vec<Outcome>>> {
         Box::pin(async move {
             self.calls.lock().push(format!("receive {origin} {}", pdus.len()));
             let _open = self.gate.lock().await;
@@ -277,7 +277,7 @@ impl RemoteWrites for Writes {
                 let event_id = pdu["event_id"].as_str()?.try_into().unwrap();
                 Some((event_id, pdu["bad"].as_str().map_or(Ok(()), |reason| Err(reason.to_owned()))))
             };
-            pdus.into_iter().filter_map(outcome).collect()
+            Ok(pdus.into_iter().filter_map(outcome).collect())
         })
     }
 

@@ -80,7 +80,7 @@ fn check(request: &Signed<Request>) -> Result<(), ApiError> {
 /// Events first: receipts may be for them.
 async fn take(services: &Services, origin: &ServerName, pdus: Vec<Box<RawValue>>, edus: &[Raw<Edu>]) -> Result<Bytes> {
     let received = pdus.len();
-    let outcomes = if pdus.is_empty() { Vec::new() } else { services.writes.receive(origin, pdus).await };
+    let outcomes = if pdus.is_empty() { Vec::new() } else { services.writes.receive(origin, pdus).await? };
     count(received, &outcomes);
     edus::take(services, origin, edus).await?;
     let results = outcomes.into_iter().map(|(event_id, outcome)| (event_id, Processed { error: outcome.err() }));

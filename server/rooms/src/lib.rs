@@ -94,6 +94,7 @@ impl std::fmt::Debug for Rooms {
 impl Rooms {
     /// Opens the rooms of a server, which signs with this key.
     pub fn new(store: Arc<Store>, server_name: OwnedServerName, key: Ed25519KeyPair) -> Arc<Self> {
+        receive::show_metrics();
         let rooms = Arc::new(Self {
             store: store.clone(),
             server_name,

@@ -58,7 +58,7 @@ pub use self::{
     encryption::{
         backups::{Backup, BackupPart, BackupSession, BackupWrite},
         cross_signing::{CrossSigningKey, CrossSigningUpdate, KeySignature},
-        device_keys::{DehydratedDevice, DeviceKeys, NewDehydratedDevice},
+        device_keys::{DehydratedDevice, DeviceKeys, Identity, NewDehydratedDevice},
         device_lists::DeviceListChange,
         edus::{EduSubject, PendingEdu},
         one_time_keys::{ClaimedKey, KeyCounts, KeyUpload, NewKey, ONE_TIME_KEYS, ONE_TIME_KEYS_MAX},

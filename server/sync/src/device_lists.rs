@@ -47,13 +47,13 @@ impl<T: PartialEq> Turn<T> {
     }
 }
 
-/// A room in which something may have changed that concerns who shares what.
-#[derive(Clone, Copy, Debug)]
-struct MovedRoom {
-    /// Whether the client's user is in it.
-    own: Turn<bool>,
-    /// Whether it is encrypted.
-    encrypted: Turn<bool>,
+/// The rooms in which something may have changed that concerns who shares what.
+#[derive(Debug, Default)]
+struct MovedRooms {
+    /// Whether the client's user is in them.
+    own: HashMap<i64, Turn<bool>>,
+    /// Those that have become encrypted.
+    newly_encrypted: HashSet<i64>,
 }
 
 impl Sync {
@@ -114,7 +114,7 @@ impl Sync {
         view: &View,
     ) -> Result<Vec<(i64, Turn<Shared>)>> {
         let rooms = self.moved_rooms(user_id, since, view).await?;
-        if rooms.is_empty() {
+        if rooms.own.is_empty() {
             return Ok(Vec::new());
         }
         let moves = self.moves_in(&rooms, user_nid, since).await?;
@@ -123,41 +123,37 @@ impl Sync {
             return Ok(Vec::new());
         }
 
-        // Where they are now, in all rooms that the user is or was in.
+        // Where they are now, in all rooms that the user is or was in, and where they were.
         let own_now: HashSet<i64> = self.index.joined_rooms(user_nid).into_iter().collect();
         let mut all: Vec<i64> = own_now.iter().copied().collect();
-        all.extend(rooms.keys().filter(|room| !own_now.contains(room)));
-        let found = self.store.joined_among(&others, &all).await?;
+        all.extend(rooms.own.keys().filter(|room| !own_now.contains(room)));
         let mut places: HashMap<(i64, i64), Turn<bool>> = HashMap::new();
-        for place in found {
+        for place in self.store.joined_among(&others, &all).await? {
             places.insert(place, Turn { before: true, now: true });
         }
         let concerned: HashSet<i64> = others.iter().copied().collect();
-        for (place, turn) in &moves {
-            if concerned.contains(&place.1) {
-                let now = places.contains_key(place);
-                places.insert(*place, Turn { before: turn.before, now });
-            }
+        for (place, turn) in moves.iter().filter(|(place, _)| concerned.contains(&place.1)) {
+            let now = places.contains_key(place);
+            places.insert(*place, Turn { before: turn.before, now });
         }
 
-        let quiet: HashSet<i64> = places.keys().map(|place| place.0).filter(|room| !rooms.contains_key(room)).collect();
-        let encrypted = self.encrypted_among(&quiet.into_iter().collect::<Vec<_>>()).await?;
+        let nids: HashSet<i64> = places.keys().map(|(room_nid, _)| *room_nid).collect();
+        let encrypted = self.encrypted_among(&nids.into_iter().collect::<Vec<_>>()).await?;
         let mut shared: HashMap<i64, Turn<Shared>> = HashMap::new();
         for ((room_nid, other), theirs) in places {
-            let room = rooms.get(&room_nid).copied().unwrap_or_else(|| {
-                let own = own_now.contains(&room_nid);
-                let encrypted = encrypted.contains(&room_nid);
-                MovedRoom { own: Turn { before: own, now: own }, encrypted: Turn { before: encrypted, now: encrypted } }
-            });
+            let is_own = own_now.contains(&room_nid);
+            let own = rooms.own.get(&room_nid).copied().unwrap_or(Turn { before: is_own, now: is_own });
+            let is_encrypted = encrypted.contains(&room_nid);
+            let was_encrypted = is_encrypted && !rooms.newly_encrypted.contains(&room_nid);
             let turn = shared.entry(other).or_default();
-            turn.before = turn.before.max(kind(room.own.before && theirs.before, room.encrypted.before));
-            turn.now = turn.now.max(kind(room.own.now && theirs.now, room.encrypted.now));
+            turn.before = turn.before.max(kind(own.before && theirs.before, was_encrypted));
+            turn.now = turn.now.max(kind(own.now && theirs.now, is_encrypted));
         }
         Ok(shared.into_iter().collect())
     }
 
-    /// The rooms where somebody may have come or gone, or that may have become encrypted.
-    async fn moved_rooms(&self, user_id: &UserId, since: i64, view: &View) -> Result<HashMap<i64, MovedRoom>> {
+    /// The rooms where somebody may have come or gone, or that have become encrypted.
+    async fn moved_rooms(&self, user_id: &UserId, since: i64, view: &View) -> Result<MovedRooms> {
         let is_joined = |room: &RoomView| room.place.membership == Membership::Join;
         let concerns = |room: &&RoomView| {
             room.place.pos <= view.to
@@ -168,7 +164,7 @@ impl Sync {
         let asked: Vec<(i64, i64)> =
             views.iter().filter(|room| room.place.pos > since).map(|room| (room.room_nid, since)).collect();
         let before = self.memberships_at(user_id, &asked).await?;
-        let mut rooms: HashMap<i64, MovedRoom> = HashMap::new();
+        let mut rooms = MovedRooms::default();
         for room in &views {
             let now = is_joined(room);
             let was_joined = match room.place.pos > since {
@@ -176,34 +172,37 @@ impl Sync {
                 false => now,
             };
             if now || was_joined {
-                let own = Turn { before: was_joined, now };
-                rooms.insert(room.room_nid, MovedRoom { own, encrypted: Turn::default() });
+                rooms.own.insert(room.room_nid, Turn { before: was_joined, now });
             }
         }
-        let nids: Vec<i64> = rooms.keys().copied().collect();
-        let encrypted = self.encrypted_among(&nids).await?;
-        let newly: Vec<(i64, i64)> = views
-            .iter()
-            .filter(|room| room.encryption_pos > since && encrypted.contains(&room.room_nid))
-            .map(|room| (room.room_nid, since))
-            .collect();
-        let was_encrypted = self.encrypted_at(&newly).await?;
-        for (room_nid, room) in &mut rooms {
-            let now = encrypted.contains(room_nid);
-            let is_asked = newly.iter().any(|(asked, _)| asked == room_nid);
-            room.encrypted = Turn { before: now && (!is_asked || was_encrypted.contains(room_nid)), now };
-        }
+        let maybe: Vec<i64> =
+            views.iter().filter(|room| room.encryption_pos > since).map(|room| room.room_nid).collect();
+        rooms.newly_encrypted = self.newly_encrypted(&maybe, since).await?;
         Ok(rooms)
+    }
+
+    /// Those among some rooms that are encrypted now and were not at a position.
+    async fn newly_encrypted(&self, room_nids: &[i64], since: i64) -> Result<HashSet<i64>> {
+        let Some(key) = self.encryption_key().await?.filter(|_| !room_nids.is_empty()) else {
+            return Ok(HashSet::new());
+        };
+        let touched = self.store.rooms_with_state_after(room_nids, key, since).await?;
+        let mut newly = self.encrypted_among(&touched).await?;
+        let asked: Vec<(i64, i64)> = newly.iter().map(|room_nid| (*room_nid, since)).collect();
+        for room_nid in self.encrypted_at(&asked).await? {
+            newly.remove(&room_nid);
+        }
+        Ok(newly)
     }
 
     /// The other users whose membership in some rooms was set since a position: by room and user, whether joined.
     async fn moves_in(
         &self,
-        rooms: &HashMap<i64, MovedRoom>,
+        rooms: &MovedRooms,
         user_nid: i64,
         since: i64,
     ) -> Result<HashMap<(i64, i64), Turn<bool>>> {
-        let nids: Vec<i64> = rooms.keys().copied().collect();
+        let nids: Vec<i64> = rooms.own.keys().copied().collect();
         let mut moved = self.store.members_moved(&nids, since).await?;
         moved.retain(|(_, other, _)| *other != user_nid);
         if moved.is_empty() {
@@ -246,15 +245,13 @@ impl Sync {
     /// The users for whom it has to be seen what they share with the user.
     async fn concerned(
         &self,
-        rooms: &HashMap<i64, MovedRoom>,
+        rooms: &MovedRooms,
         moves: &HashMap<(i64, i64), Turn<bool>>,
         user_nid: i64,
     ) -> Result<Vec<i64>> {
-        let whole: Vec<i64> = rooms
-            .iter()
-            .filter(|(_, room)| room.own.is_change() || room.encrypted.is_change())
-            .map(|(room_nid, _)| *room_nid)
-            .collect();
+        let is_changed = |room_nid: &i64, own: &Turn<bool>| own.is_change() || rooms.newly_encrypted.contains(room_nid);
+        let changed = rooms.own.iter().filter(|(room_nid, own)| is_changed(room_nid, own));
+        let whole: Vec<i64> = changed.map(|(room_nid, _)| *room_nid).collect();
         let mut others: HashSet<i64> = HashSet::new();
         if !whole.is_empty() {
             others.extend(self.store.joined_to(&whole).await?.into_iter().map(|(_, other)| other));

@@ -90,6 +90,14 @@ impl Setup {
         self
     }
 
+    /// Adds a listener.
+    #[must_use]
+    pub(crate) fn listen(mut self, listener: Value) -> Self {
+        let listeners = self.config.get_mut("listeners").and_then(Value::as_array_mut);
+        listeners.expect("listeners are set from the beginning").push(listener);
+        self
+    }
+
     /// The port that clients are served on.
     pub fn port(&self) -> u16 {
         self.port

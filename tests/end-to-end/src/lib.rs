@@ -19,17 +19,21 @@
 //! ```
 
 mod api;
+mod federation;
 mod homeserver;
 mod postgres;
 mod process;
+mod synapse;
 
 use std::{future::Future, time::Duration};
 
 pub use api::{Answer, Api, Person, encode};
+pub use federation::{Authority, Gate, Peer};
 pub use homeserver::{Exit, Homeserver, SERVER_NAME, SHARED_SECRET, Setup, binary};
 pub use postgres::Postgres;
 pub use process::free_port;
 pub use reqwest::Method;
+pub use synapse::Synapse;
 
 /// The database that a homeserver runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -174,7 +174,7 @@ async fn bad_keys_are_refused() {
             (json!({ "device_keys": malformed }), 400, "M_BAD_JSON"),
             (json!({ "one_time_keys": { "signed_curve25519:1": forged_key } }), 400, "M_INVALID_SIGNATURE"),
             (json!({ "one_time_keys": { "signed_curve25519:1": 5 } }), 400, "M_BAD_JSON"),
-            (json!({ "one_time_keys": { "nothing": "x" } }), 400, "M_BAD_JSON"),
+            (json!({ "one_time_keys": { "nothing": "x" } }), 400, "M_INVALID_PARAM"),
             (json!({ "one_time_keys": many }), 413, "M_TOO_LARGE"),
             (
                 json!({ "fallback_keys": { "signed_curve25519:1": phone.one_time("aaaa"),

@@ -102,3 +102,29 @@ async fn long_queues_come_in_parts() {
     })
     .await;
 }
+
+/// Whoever waits is woken by a message to the own device, and by new keys of someone in the same room.
+#[tokio::test]
+async fn waiting_clients_are_woken() {
+    on_both(async |server: &Server| {
+        let (alice, bob) = (Device::new(server, "alice", "A").await, Device::new(server, "bob", "B").await);
+        let room = json!({ "preset": "public_chat" });
+        let made = server.post("/_matrix/client/v3/createRoom", Some(&alice.token), &room).await.json(StatusCode::OK);
+        let join = format!("/_matrix/client/v3/rooms/{}/join", made["room_id"].as_str().unwrap());
+        server.post(&join, Some(&bob.token), &json!({})).await.json(StatusCode::OK);
+        let wait = async |since: &Value| {
+            let since = since["next_batch"].as_str().unwrap();
+            let path = format!("/_matrix/client/v3/sync?timeout=60000&since={since}");
+            let waiting = server.get(&path, Some(&bob.token));
+            let answer = tokio::time::timeout(std::time::Duration::from_secs(20), waiting).await;
+            answer.expect("bob is woken").json(StatusCode::OK)
+        };
+        let start = sync(server, &bob, None).await;
+        let to_bob = json!({ &bob.user: { "B": { "n": 1 } } });
+        let (told, sent) = tokio::join!(wait(&start), send(server, &alice, "1", to_bob));
+        assert_eq!((bodies(&told), sent), (vec![1], StatusCode::OK));
+        let ((), told) = tokio::join!(alice.upload_identity(server), wait(&told));
+        assert_eq!(told["device_lists"]["changed"], json!([alice.user]));
+    })
+    .await;
+}

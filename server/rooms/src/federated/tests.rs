@@ -1,17 +1,15 @@
 //! Rooms on several servers: what one does, the others have.
 
+mod doors;
 mod network;
+mod refusals;
 
 use myelin_store::{Membership, testing::Fresh};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use ruma::{CanonicalJsonObject, CanonicalJsonValue, OwnedRoomId, OwnedUserId, RoomVersionId, UserId};
 
 use self::network::{Network, name, user};
-use crate::{
-    Error, MembershipAction::*, Preset, Template,
-    history::PageRequest,
-    room_versions,
-};
+use crate::{Error, MembershipAction::*, Preset, Template, history::PageRequest, room_versions};
 
 async fn embedded(count: usize) -> std::sync::Arc<Network> {
     Network::new((0..count).map(|_| Fresh::sqlite()).collect()).await
@@ -50,13 +48,8 @@ async fn bodies(network: &Network, place: usize, room_id: &OwnedRoomId, reader: 
     let mut found = Vec::new();
     let mut from = None;
     loop {
-        let request = PageRequest {
-            direction: myelin_store::Direction::Backward,
-            from,
-            to: None,
-            limit: 100,
-            filter: &filter,
-        };
+        let request =
+            PageRequest { direction: myelin_store::Direction::Backward, from, to: None, limit: 100, filter: &filter };
         let page = rooms.read_page(&reader, &request).await.unwrap();
         for event in &page.events {
             let content: serde_json::Value = serde_json::from_str(event.content()).unwrap();
@@ -177,14 +170,24 @@ async fn gaps_are_filled() {
 /// Whatever three servers do while links are cut and healed, in the end they have one state.
 #[tokio::test]
 async fn servers_converge() {
-    for (seed, version) in [(1, RoomVersionId::V6), (2, RoomVersionId::V10), (3, RoomVersionId::V11), (4, RoomVersionId::V12), (5, RoomVersionId::V12), (6, RoomVersionId::V2), (7, RoomVersionId::V1)] {
+    for (seed, version) in [
+        (1, RoomVersionId::V6),
+        (2, RoomVersionId::V10),
+        (3, RoomVersionId::V11),
+        (4, RoomVersionId::V12),
+        (5, RoomVersionId::V12),
+        (6, RoomVersionId::V2),
+        (7, RoomVersionId::V1),
+    ] {
         converge(seed, version).await;
     }
 }
 
 async fn converge(seed: u64, version: RoomVersionId) {
     let mut rng = StdRng::seed_from_u64(seed);
-    let network = embedded(3).await;
+    let mut databases = vec![Fresh::sqlite(), Fresh::sqlite()];
+    databases.insert(0, Fresh::postgres().await.unwrap_or_else(Fresh::sqlite));
+    let network = Network::new(databases).await;
     let users: Vec<(usize, OwnedUserId)> =
         (0..3).flat_map(|place| [(place, user("a", place)), (place, user("b", place))]).collect();
     let room = network.create(0, &users[0].1, version.clone(), Preset::PublicChat).await;

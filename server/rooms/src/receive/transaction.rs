@@ -75,7 +75,11 @@ impl Rooms {
     ///
     /// The answer has an entry for every event that an identifier could be made out of. What takes long is written
     /// down, and goes on when this has answered.
-    pub async fn receive(self: &Arc<Self>, origin: &ServerName, pdus: Vec<Box<RawValue>>) -> Vec<Outcome> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Store`] when the database did not take them, and the transaction must be sent again.
+    pub async fn receive(self: &Arc<Self>, origin: &ServerName, pdus: Vec<Box<RawValue>>) -> Result<Vec<Outcome>> {
         let mut groups: Vec<(OwnedRoomId, Vec<Box<RawValue>>)> = Vec::new();
         for pdu in pdus {
             let room_id = serde_json::from_str::<RoomOf>(pdu.get()).ok().and_then(|of| of.room_id);
@@ -90,7 +94,11 @@ impl Rooms {
             }
         }
         let groups = groups.into_iter().map(|(room_id, pdus)| self.receive_group(origin, room_id, pdus));
-        futures_util::future::join_all(groups).await.into_iter().flatten().collect()
+        let mut outcomes = Vec::new();
+        for group in futures_util::future::join_all(groups).await {
+            outcomes.extend(group?);
+        }
+        Ok(outcomes)
     }
 
     /// Goes on with what was acknowledged before this process started.
@@ -104,7 +112,7 @@ impl Rooms {
                 group.map(|event| (event.event_id, RawValue::from_string(event.json.into()))).unzip();
             let pdus: Vec<Box<RawValue>> = pdus.into_iter().flatten().collect();
             if let (Ok(room), Ok(origin)) = (RoomId::parse(&room_id), ServerName::parse(&origin)) {
-                self.receive_in(&origin, &room, pdus).await;
+                self.receive_in(&origin, &room, pdus).await?;
             }
             let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
             self.store.forget_inbound(&room_id, &ids).await?;
@@ -116,27 +124,23 @@ impl Rooms {
         origin: &ServerName,
         room_id: OwnedRoomId,
         pdus: Vec<Box<RawValue>>,
-    ) -> Vec<Outcome> {
+    ) -> Result<Vec<Outcome>> {
         let progress = Arc::new(tokio::sync::Mutex::new(Progress::default()));
         let copies: Vec<Box<RawValue>> = pdus.clone();
         let mut work = tokio::spawn(self.clone().work_off(origin.to_owned(), room_id.clone(), pdus, progress.clone()));
         if let Ok(outcome) = tokio::time::timeout(PATIENCE, &mut work).await {
-            return outcome.unwrap_or_default();
+            return ended(outcome);
         }
         let Ok(permit) = self.receivers.unattended.clone().try_acquire_owned() else {
-            return work.await.unwrap_or_default();
+            return ended(work.await);
         };
-        match self.keep(origin, &room_id, &copies, &progress).await {
-            Ok(Some(outcomes)) => {
+        match self.keep(origin, &room_id, &copies, &progress).await? {
+            Some(outcomes) => {
                 tokio::spawn(attend(work, permit));
-                outcomes
+                Ok(outcomes)
             }
-            // It was done meanwhile, or could not be written down.
-            Ok(None) => work.await.unwrap_or_default(),
-            Err(error) => {
-                tracing::warn!(%error, room.id = %room_id, "could not write down what waits to be received: {error}");
-                work.await.unwrap_or_default()
-            }
+            // It was done meanwhile.
+            None => ended(work.await),
         }
     }
 
@@ -176,11 +180,12 @@ impl Rooms {
         room_id: OwnedRoomId,
         pdus: Vec<Box<RawValue>>,
         progress: Arc<tokio::sync::Mutex<Progress>>,
-    ) -> Vec<Outcome> {
+    ) -> Result<Vec<Outcome>> {
         let outcomes = self.receive_in(&origin, &room_id, pdus).await;
         let mut progress = progress.lock().await;
         progress.is_done = true;
-        if !progress.kept.is_empty() {
+        // What the database did not take stays written down until the next start.
+        if !progress.kept.is_empty() && outcomes.is_ok() {
             let kept: Vec<&str> = progress.kept.iter().map(String::as_str).collect();
             if let Err(error) = self.store.forget_inbound(room_id.as_str(), &kept).await {
                 tracing::warn!(%error, room.id = %room_id, "what was received is not forgotten yet: {error}");
@@ -195,9 +200,13 @@ impl Rooms {
         origin: &ServerName,
         room_id: &RoomId,
         pdus: Vec<Box<RawValue>>,
-    ) -> Vec<Outcome> {
+    ) -> Result<Vec<Outcome>> {
         let mut outcomes = Vec::with_capacity(pdus.len());
         if let Err(error) = self.try_receive_in(origin, room_id, &pdus, &mut outcomes).await {
+            if matches!(error, Error::Store(_) | Error::Busy | Error::Task(_)) {
+                // Not the events' fault: their sender keeps them.
+                return Err(error);
+            }
             tracing::info!(%error, room.id = %room_id, origin = %origin, "events from {origin} are refused: {error}");
             let done: Vec<OwnedEventId> = outcomes.iter().map(|(event_id, _)| event_id.clone()).collect();
             let rules = self.store.room(room_id).await.ok().flatten().and_then(|room| rules_of(&room.version).ok());
@@ -211,7 +220,7 @@ impl Rooms {
                 }
             }
         }
-        outcomes
+        Ok(outcomes)
     }
 
     async fn try_receive_in(
@@ -329,10 +338,14 @@ fn told(room: &RoomName, event_id: OwnedEventId, verdict: Verdict) -> Outcome {
     (event_id, outcome)
 }
 
+fn ended(outcome: Result<Result<Vec<Outcome>>, tokio::task::JoinError>) -> Result<Vec<Outcome>> {
+    outcome.unwrap_or_else(|error| Err(Error::Task(error.to_string())))
+}
+
 /// Counts work that nobody waits for.
-async fn attend(work: tokio::task::JoinHandle<Vec<Outcome>>, permit: OwnedSemaphorePermit) {
+async fn attend(work: tokio::task::JoinHandle<Result<Vec<Outcome>>>, permit: OwnedSemaphorePermit) {
     WAITING.inc();
-    if let Err(error) = work.await {
+    if let Err(error) = ended(work.await) {
         tracing::error!(
             "receiving events that were acknowledged failed; they are tried again at the next start: {error}"
         );

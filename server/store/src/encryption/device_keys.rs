@@ -34,6 +34,15 @@ impl From<DeviceKeysRow> for DeviceKeys {
     }
 }
 
+/// Whether a device that changes its keys is still the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// It signs with the same key as before, or had none.
+    Same,
+    /// It signs with another key.
+    Other,
+}
+
 /// A device that waits, with its secrets encrypted, to be taken over by a new login.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DehydratedDevice {
@@ -61,7 +70,8 @@ pub struct NewDehydratedDevice {
 }
 
 impl Store {
-    /// Sets a device's identity keys and announces them, unless they are the same as before.
+    /// Sets a device's identity keys and announces them, unless they are the same as before. With another identity, its
+    /// one-time and fallback keys go: their other halves are gone too.
     ///
     /// # Errors
     ///
@@ -72,6 +82,7 @@ impl Store {
         device_nid: i64,
         device_id: &str,
         json: &str,
+        identity: Identity,
     ) -> Result<()> {
         if self.device_keys(device_nid).await?.is_some_and(|known| known == json) {
             return Ok(());
@@ -94,6 +105,10 @@ impl Store {
                     device_nid,
                     &*json
                 )?;
+                if identity == Identity::Other {
+                    execute!(write.transaction, "DELETE FROM one_time_keys WHERE device_nid = $1", device_nid)?;
+                    execute!(write.transaction, "DELETE FROM fallback_keys WHERE device_nid = $1", device_nid)?;
+                }
                 // What was signed are the keys before.
                 execute!(
                     write.transaction,

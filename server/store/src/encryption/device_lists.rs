@@ -24,9 +24,12 @@ pub struct DeviceListChange {
 /// Who has to know of a change of a user's devices.
 #[derive(Clone, Debug)]
 pub(crate) struct Audience {
-    pub(crate) rooms: Arc<[i64]>,
-    /// Other servers.
-    pub(crate) servers: Vec<String>,
+    /// The rooms that the user was joined to.
+    rooms: Vec<i64>,
+    /// The other servers in them.
+    servers: Vec<String>,
+    /// Our own server, if the user is ours: others have to be told.
+    own: Option<Box<str>>,
 }
 
 /// The server of a user's identifier.
@@ -40,6 +43,9 @@ const SERVERS_IN_ROOMS: Sql = Sql {
                WHERE m.room_nid = ANY($1) AND m.membership = 1
                  AND substr(u.user_id, strpos(u.user_id, ':') + 1) <> $2",
 };
+
+const JOINED_ROOMS: &str =
+    "SELECT room_nid FROM memberships WHERE user_nid = $1 AND membership = 1 ORDER BY room_nid";
 
 /// A user's change, for other servers. One that was not sent yet gives way.
 const ADD_EDUS: Sql = Sql {
@@ -68,11 +74,21 @@ impl StreamWrite {
             pos,
             device_pos
         )?;
-        if !audience.servers.is_empty() {
-            let servers: Vec<&str> = audience.servers.iter().map(String::as_str).collect();
+        // The user may have come into a room since the audience was looked up.
+        let rooms: Vec<(i64,)> = rows!(self.transaction, JOINED_ROOMS, user_nid)?;
+        let rooms: Vec<i64> = rooms.into_iter().map(|(room_nid,)| room_nid).collect();
+        let late: Vec<(String,)> = match &audience.own {
+            Some(own) if rooms != audience.rooms => rows!(self.transaction, SERVERS_IN_ROOMS, Ids(&rooms), &**own)?,
+            _ => Vec::new(),
+        };
+        let mut servers: Vec<&str> = audience.servers.iter().map(String::as_str).collect();
+        servers.extend(late.iter().map(|(server,)| server.as_str()));
+        servers.sort_unstable();
+        servers.dedup();
+        if !servers.is_empty() {
             execute!(self.transaction, ADD_EDUS, Texts(&servers), user_nid, device_id, pos, before)?;
         }
-        let rooms = audience.rooms.clone();
+        let rooms = rooms.into();
         self.tell(Change::DeviceList(Arc::new(DeviceListChange { pos, user_nid, rooms, only_for: None })));
         Ok(pos)
     }
@@ -82,24 +98,24 @@ impl Store {
     /// Who has to know when one of our users' devices changes. Asked for before the stream is held.
     pub(crate) async fn own_audience(&self, user_nid: i64) -> Result<Audience> {
         let rooms = self.joined_rooms_of(user_nid).await?;
+        let own = Some(self.server_name.clone());
         if rooms.is_empty() {
-            return Ok(Audience { rooms: rooms.into(), servers: Vec::new() });
+            return Ok(Audience { rooms, servers: Vec::new(), own });
         }
         let mut reader = self.database.reader().await?;
         let servers: Vec<(String,)> = rows!(reader, SERVERS_IN_ROOMS, Ids(&rooms), &*self.server_name)?;
-        Ok(Audience { rooms: rooms.into(), servers: servers.into_iter().map(|(server,)| server).collect() })
+        Ok(Audience { rooms, servers: servers.into_iter().map(|(server,)| server).collect(), own })
     }
 
     /// Who here has to know when the devices of another server's user change.
-    pub(crate) async fn audience_here(&self, user_nid: i64) -> Result<Audience> {
-        Ok(Audience { rooms: self.joined_rooms_of(user_nid).await?.into(), servers: Vec::new() })
+    pub(crate) fn audience_here() -> Audience {
+        Audience { rooms: Vec::new(), servers: Vec::new(), own: None }
     }
 
     /// The rooms that a user is joined to.
     pub async fn joined_rooms_of(&self, user_nid: i64) -> Result<Vec<i64>> {
         let mut reader = self.database.reader().await?;
-        let rooms: Vec<(i64,)> =
-            rows!(reader, "SELECT room_nid FROM memberships WHERE user_nid = $1 AND membership = 1", user_nid)?;
+        let rooms: Vec<(i64,)> = rows!(reader, JOINED_ROOMS, user_nid)?;
         Ok(rooms.into_iter().map(|(room_nid,)| room_nid).collect())
     }
 
@@ -145,6 +161,19 @@ impl Store {
             Ids(room_nids),
             after
         )?)
+    }
+
+    /// Those of some rooms where a state event of a key came after a position.
+    pub async fn rooms_with_state_after(&self, room_nids: &[i64], key_nid: i64, after: i64) -> Result<Vec<i64>> {
+        let mut reader = self.database.reader().await?;
+        let found: Vec<(i64,)> = rows!(
+            reader,
+            listed!("SELECT DISTINCT room_nid FROM events WHERE room_nid ", "$1", " AND key_nid = $2 AND pos > $3"),
+            Ids(room_nids),
+            key_nid,
+            after
+        )?;
+        Ok(found.into_iter().map(|(room_nid,)| room_nid).collect())
     }
 
     /// Those who are joined to some rooms: room, user.

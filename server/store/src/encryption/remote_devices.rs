@@ -123,7 +123,7 @@ impl Store {
     /// Follows a list from now on, or brings it up to date. Announces it if `told`: to those here who may know it
     /// otherwise. A list that is newer already stays.
     pub async fn set_remote_devices(self: &Arc<Self>, user_nid: i64, list: FetchedDeviceList, told: bool) -> Result<()> {
-        let audience = self.audience_here(user_nid).await?;
+        let audience = Self::audience_here();
         self.write_in_stream(move |write| {
             Box::pin(async move {
                 let known: Option<(i64, bool)> = optional!(
@@ -166,7 +166,7 @@ impl Store {
         user_nid: i64,
         update: RemoteDeviceUpdate,
     ) -> Result<UpdateOutcome> {
-        let audience = self.audience_here(user_nid).await?;
+        let audience = Self::audience_here();
         self.write_in_stream(move |write| {
             Box::pin(async move {
                 let known: Option<(i64, bool)> = optional!(
@@ -216,7 +216,7 @@ impl Store {
         user_nid: i64,
         keys: Vec<(String, String)>,
     ) -> Result<()> {
-        let audience = self.audience_here(user_nid).await?;
+        let audience = Self::audience_here();
         self.write_in_stream(move |write| {
             Box::pin(async move {
                 let followed: Option<(i64,)> = optional!(

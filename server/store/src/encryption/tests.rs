@@ -7,7 +7,7 @@ use ruma::{OwnedUserId, user_id};
 
 use crate::{
     AccountCreation, BackupPart, BackupSession, BackupWrite, Batch, Change, CrossSigningUpdate, EduSubject,
-    FetchedDeviceList, KeepDevices, KeySignature, KeyUpload, LogIn, NewAccount, NewDehydratedDevice, NewKey, Observer,
+    FetchedDeviceList, Identity, KeepDevices, KeyCounts, KeySignature, KeyUpload, LogIn, NewAccount, NewDehydratedDevice, NewKey, Observer,
     Operation, RemoteDevice, RemoteDeviceUpdate, Store, ToDevice, ToDeviceMessage, UpdateOutcome,
     testing::{Fresh, on_both},
 };
@@ -156,6 +156,9 @@ async fn uploads_are_idempotent() {
         let many: Vec<NewKey> = (0..crate::ONE_TIME_KEYS_MAX).map(|n| key(&format!("m{n}"))).collect();
         assert_eq!(store.add_keys(phone, &many, &[]).await.unwrap(), KeyUpload::TooMany);
         assert_eq!(store.key_counts(phone).await.unwrap().one_time[0].1, 1);
+        // A device that has lost its keys begins anew.
+        store.set_device_keys(alice, phone, "PHONE", "{}", Identity::Other).await.unwrap();
+        assert_eq!(store.key_counts(phone).await.unwrap(), KeyCounts::default());
         store.close().await;
     })
     .await;
@@ -230,7 +233,7 @@ async fn replicas_hear_of_them() {
     let alice = user(&here, "alice").await;
     let phone = (alice, device(&here, alice, "PHONE").await);
     here.commit(sent(phone, "1", "{}")).await.unwrap();
-    here.set_device_keys(alice, phone.1, "PHONE", "{}").await.unwrap();
+    here.set_device_keys(alice, phone.1, "PHONE", "{}", Identity::Same).await.unwrap();
     let end = tokio::time::Instant::now() + Duration::from_secs(20);
     while there.position() < here.position() {
         assert!(tokio::time::Instant::now() < end, "nothing was heard");
@@ -254,10 +257,11 @@ async fn ended_devices_are_announced() {
         for (round, name) in ["A", "B", "C"].into_iter().enumerate() {
             let keyed = device(&store, alice, name).await;
             device(&store, alice, "PLAIN").await;
-            store.set_device_keys(alice, keyed, name, "{}").await.unwrap();
-            store.set_device_keys(alice, keyed, name, "{}").await.unwrap();
+            store.set_device_keys(alice, keyed, name, "{}", Identity::Same).await.unwrap();
+            store.set_device_keys(alice, keyed, name, "{}", Identity::Same).await.unwrap();
             store.add_keys(keyed, &[key("1")], &[key("2")]).await.unwrap();
             assert_eq!(told.lists().len(), 2 * round + 1);
+            assert_eq!(store.key_counts(keyed).await.unwrap().one_time.len(), 1);
             match round {
                 0 => drop(store.delete_devices(alice, &[name, "PLAIN", "NONE"]).await.unwrap()),
                 1 => store.set_password(alice, "x", KeepDevices::None).await.unwrap(),

@@ -113,7 +113,7 @@ impl Network {
                     }
                     moved = true;
                     let pdus = events.iter().map(|event| raw(event)).collect();
-                    outcomes.extend(self.rooms(to).receive(&name(from), pdus).await);
+                    outcomes.extend(self.rooms(to).receive(&name(from), pdus).await.unwrap());
                 }
             }
             if !moved {
@@ -145,7 +145,13 @@ impl Network {
         }
     }
 
-    pub(super) async fn create(&self, place: usize, creator: &UserId, version: RoomVersionId, preset: Preset) -> OwnedRoomId {
+    pub(super) async fn create(
+        &self,
+        place: usize,
+        creator: &UserId,
+        version: RoomVersionId,
+        preset: Preset,
+    ) -> OwnedRoomId {
         let room = self.rooms(place).create(CreateRoom {
             creator: creator.to_owned(),
             version,

@@ -1,0 +1,8 @@
+//! Rooms that are shared by several homeservers: by Myelins, and by Myelin and Synapse, which knows nothing of Myelin.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod guest;
+mod myelins;
+mod synapse;
+mod together;

@@ -1,0 +1,1 @@
+//! Myelin with Synapse.
