@@ -22,6 +22,8 @@ install_missing() {
     command -v cc >/dev/null || packages+=(build-essential)
     command -v pkg-config >/dev/null || packages+=(pkg-config)
     command -v python3 >/dev/null || packages+=(python3)
+    # The module that puts pip into a virtual environment is a package of its own.
+    python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
     command -v flock >/dev/null || packages+=(util-linux)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
     command -v pebble >/dev/null || packages+=(pebble)
@@ -112,4 +114,25 @@ stop_postgres() {
             as_postgres "$PGBIN/pg_ctl" --pgdata "$POSTGRES_DATA/data" --mode immediate --wait stop >/dev/null 2>&1
         ) || true
     fi
+}
+
+# The version of Synapse that Myelin is tested with.
+SYNAPSE_VERSION=1.163.2
+
+# Synapse, in a virtual environment of Python beside what cargo builds, so that it is installed once.
+use_synapse() {
+    [ -z "${SYNAPSE_VENV:-}" ] || return 0
+    local target=${CARGO_TARGET_DIR:-$PWD/target}
+    export SYNAPSE_VENV=$target/synapse-$SYNAPSE_VERSION
+    mkdir -p "$target"
+    (
+        flock 9
+        # The last step made it, so what has it is whole.
+        [ ! -e "$SYNAPSE_VENV/installed" ] || exit 0
+        say "installing Synapse $SYNAPSE_VERSION in $SYNAPSE_VENV"
+        rm -rf "$SYNAPSE_VENV" &&
+            python3 -m venv "$SYNAPSE_VENV" &&
+            "$SYNAPSE_VENV/bin/pip" install --quiet --disable-pip-version-check "matrix-synapse==$SYNAPSE_VERSION" &&
+            touch "$SYNAPSE_VENV/installed"
+    ) 9>"$target/.synapse.lock" || die "Synapse cannot be installed; SYNAPSE_VENV may name a virtual environment with it"
 }

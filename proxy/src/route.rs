@@ -62,9 +62,8 @@ impl Router {
 
     /// Who answers a path of a host.
     fn find(&self, host: Option<&str>, path: &str) -> Option<&Target> {
-        let fits = |route: &&Route| {
-            route.host.as_deref().is_none_or(|own| Some(own) == host) && is_below(path, &route.path)
-        };
+        let fits =
+            |route: &&Route| route.host.as_deref().is_none_or(|own| Some(own) == host) && is_below(path, &route.path);
         self.routes.iter().find(fits).map(|route| &route.target)
     }
 }

@@ -54,7 +54,8 @@ impl StaticFiles {
 
     /// The file behind a path of a URL, its length and when it was changed. None if there is none.
     async fn open(&self, path: &str) -> io::Result<Option<(File, PathBuf, u64, SystemTime)>> {
-        let Some(path) = path.strip_prefix(&self.prefix).and_then(|path| relative(path)) else { return Ok(None) };
+        let below = path.strip_prefix(&self.prefix).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+        let Some(path) = below.and_then(relative) else { return Ok(None) };
         let mut path = self.root.join(path);
         if tokio::fs::metadata(&path).await.is_ok_and(|metadata| metadata.is_dir()) {
             path.push("index.html");
@@ -107,13 +108,7 @@ fn decode(segment: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-fn show<B>(
-    request: &Request<B>,
-    file: File,
-    path: &Path,
-    length: u64,
-    modified: SystemTime,
-) -> Response<AnswerBody> {
+fn show<B>(request: &Request<B>, file: File, path: &Path, length: u64, modified: SystemTime) -> Response<AnswerBody> {
     let known = request.headers().get(IF_MODIFIED_SINCE).and_then(|value| value.to_str().ok());
     let known = known.and_then(|value| httpdate::parse_http_date(value).ok());
     // The header has whole seconds.
@@ -206,6 +201,7 @@ mod tests {
             "/app/%",
             "/app/a%00b",
             "/secret",
+            "/appindex.html",
         ] {
             assert_eq!(get(path).await.0, StatusCode::NOT_FOUND, "{path}");
         }

@@ -169,7 +169,8 @@ impl Upstreams {
 
     async fn look(&self, path: &str) {
         for upstream in &self.all {
-            let Ok(request) = Request::get(format!("http://upstream{path}")).header(HOST, "localhost").body(empty()) else {
+            let Ok(request) = Request::get(format!("http://upstream{path}")).header(HOST, "localhost").body(empty())
+            else {
                 return;
             };
             let well = match timeout(HEALTH_TIME, upstream.client.request(request)).await {
@@ -185,13 +186,10 @@ impl Upstreams {
     fn choose(&self, tried: &[usize]) -> Option<usize> {
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
         let count = self.all.len();
-        (0..count)
-            .map(|step| (first + step) % count)
-            .filter(|number| !tried.contains(number))
-            .min_by_key(|number| {
-                let upstream = &self.all[*number];
-                (!upstream.healthy.load(Ordering::Relaxed), upstream.busy.load(Ordering::Relaxed))
-            })
+        (0..count).map(|step| (first + step) % count).filter(|number| !tried.contains(number)).min_by_key(|number| {
+            let upstream = &self.all[*number];
+            (!upstream.healthy.load(Ordering::Relaxed), upstream.busy.load(Ordering::Relaxed))
+        })
     }
 
     /// Hands a request on and brings the answer back. `encrypted`: it came over TLS.
@@ -423,11 +421,7 @@ impl Connection for Wire {
 }
 
 impl Read for Wire {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
-    ) -> Poll<std::io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<std::io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),

@@ -78,11 +78,14 @@ async fn hands_on_and_brings_back() {
          forwarded: for=192.0.2.1\r\nx-hop: 1\r\nkeep: 2\r\nte: trailers\r\nconnection: x-hop, x-forwarded-for, host",
     )
     .await;
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("one GET /_matrix/%2Fa%20b/..%2f?x=%00\n"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("one GET /_matrix/%2Fa%20b/..%2f?x=%00\n"),
+        "{answer}"
+    );
     for there in ["host: Example.org\n", "x-forwarded-for: 127.0.0.1\n", "x-forwarded-proto: http\n", "keep: 2\n"] {
         assert!(answer.contains(there), "{there}: {answer}");
     }
-    for gone in ["192.0.2.1", "x-hop:", "te:", "x-private"] {
+    for gone in ["192.0.2.1", "x-hop:", "\nte:", "x-private"] {
         assert!(!answer.contains(gone), "{gone}: {answer}");
     }
     let post = "POST /p HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n\

@@ -73,6 +73,7 @@ pub(crate) fn of_rooms(error: myelin_rooms::Error) -> ApiError {
             ApiError::forbidden(error.to_string())
         }
         Error::Remote(error) => of_remote(*error),
+        Error::NotRecommended(error) => of_policy_server(*error),
         error @ (Error::Gap | Error::Refused(_)) => {
             ApiError::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, format!("The other server's answer: {error}"))
         }
@@ -93,4 +94,29 @@ fn of_remote(error: myelin_rooms::remote::RemoteError) -> ApiError {
         | RemoteError::Refused { .. }
         | RemoteError::Nonsense { .. } => ApiError::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, error.to_string()),
     }
+}
+
+/// What a client is told whose event the room's policy server did not sign: "If the Policy Server returned an error, that
+/// error SHOULD be provided to the client verbatim", as far as it is one that a policy server answers with.
+fn of_policy_server(error: myelin_rooms::remote::RemoteError) -> ApiError {
+    use myelin_rooms::remote::RemoteError;
+    /// Fields of an error that are passed on.
+    const FIELDS_MAX: usize = 16;
+    let RemoteError::Refused { status, errcode, message, body, .. } = error else {
+        let message = format!("The room's policy server could not be asked: {error}");
+        return ApiError::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, message);
+    };
+    let status = match status {
+        400 | 403 | 404 | 429 => StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST),
+        _ => StatusCode::BAD_GATEWAY,
+    };
+    // It is no other server's business whether our users are logged in.
+    let errcode = match errcode.as_str() {
+        "M_UNKNOWN_TOKEN" | "M_MISSING_TOKEN" | "M_USER_LOCKED" | "M_USER_SUSPENDED" | "M_USER_DEACTIVATED" => {
+            ErrorCode::Forbidden
+        }
+        errcode => ErrorCode::from(errcode),
+    };
+    let fields = body.into_iter().flatten().filter(|(name, _)| name != "soft_logout").take(FIELDS_MAX);
+    fields.fold(ApiError::new(status, errcode, message), |error, (name, value)| error.with_field(&name, value))
 }

@@ -6,12 +6,19 @@ mod read;
 mod write;
 
 use axum::Router;
-use myelin_http::Endpoints as _;
+use myelin_http::{Endpoints as _, LimitKind, RouteOptions};
 
 use crate::Services;
 
 pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
-    router.endpoint(read::whole).endpoint(read::field).endpoint(write::set).endpoint(write::delete)
+    // Which anyone may ask for, also of users whose servers we have to ask; the specification does not say that they are
+    // rate-limited.
+    let reads = RouteOptions::new().rate_limit(LimitKind::Other);
+    router
+        .endpoint_with(reads, read::whole)
+        .endpoint_with(reads, read::field)
+        .endpoint(write::set)
+        .endpoint(write::delete)
 }
 
 #[cfg(test)]

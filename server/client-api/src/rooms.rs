@@ -28,6 +28,7 @@ mod send;
 mod set_state;
 mod state;
 mod state_event;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod timestamp_to_event;
@@ -76,6 +77,7 @@ pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
         .endpoint(context::context)
         .endpoint(timestamp_to_event::timestamp_to_event)
         .endpoint(hierarchy::hierarchy)
+        .endpoint_with(lists, summary::summary)
         .endpoint(messages::messages)
         .endpoint(members::members)
         .endpoint(joined_members::joined_members)

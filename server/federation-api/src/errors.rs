@@ -99,7 +99,7 @@ pub(crate) fn of_rooms(error: myelin_rooms::Error) -> ApiError {
         error @ Error::Gap => bad_request(ErrorCode::InvalidParam, error.to_string()),
         // "A specific error code is not mandated, but servers SHOULD return M_INVALID_PARAM"
         Error::Refused(refusal) => ApiError::invalid_param(refusal.to_string()),
-        error @ Error::NotFederating => ApiError::forbidden(error.to_string()),
+        error @ (Error::NotFederating | Error::NotRecommended(_)) => ApiError::forbidden(error.to_string()),
         error @ (Error::Corrupt(_) | Error::Sign(_) | Error::Task(_)) => ApiError::unknown(error),
         error @ (Error::Busy | Error::Remote(_)) => ApiError::unavailable(error),
     }

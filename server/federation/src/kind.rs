@@ -21,7 +21,7 @@ const fn kind(name: &'static str, seconds: u64, bytes: usize, patience: Patience
 }
 
 /// The beginning of the path, and the kind. The first that fits counts.
-const KINDS: [(&str, Kind); 26] = [
+const KINDS: [(&str, Kind); 27] = [
     ("/_matrix/federation/v1/send/", kind("send", 60, 4 * MIB, Patience::Patient)),
     ("/_matrix/federation/v1/make_join/", kind("make_join", 40, MIB, Patience::User)),
     ("/_matrix/federation/v2/send_join/", kind("send_join", 300, 256 * MIB, Patience::User)),
@@ -47,6 +47,7 @@ const KINDS: [(&str, Kind); 26] = [
     ("/_matrix/federation/v1/media/", kind("media", 120, 64 * MIB, Patience::User)),
     ("/_matrix/federation/v1/version", kind("version", 20, 64 * 1024, Patience::User)),
     ("/_matrix/federation/v1/openid/", kind("openid", 20, MIB, Patience::User)),
+    ("/_matrix/policy/", kind("policy", 10, 64 * 1024, Patience::User)),
     ("/_matrix/key/", kind("keys", 20, 4 * MIB, Patience::Patient)),
 ];
 

@@ -10,8 +10,8 @@ use myelin_process::{
 use myelin_proxy::{
     Tls,
     acme::{
-        Acme, AcmeSettings, ChallengeKind, Challenges, DnsCommand, ExternalAccount, Issued, Pace, Proof, Record, Storage,
-        StorageError,
+        Acme, AcmeSettings, ChallengeKind, Challenges, DnsCommand, ExternalAccount, Issued, Pace, Proof, Record,
+        Storage, StorageError,
     },
 };
 use myelin_store::{Candidate, CertificateRecord, IssuedCertificate, Lease, Store};

@@ -2,6 +2,7 @@
 
 mod cert;
 pub(crate) mod config;
+mod demo;
 mod doctor;
 mod serve;
 mod user;
@@ -41,6 +42,8 @@ enum Command {
     User(user::UserCommand),
     /// Look at a server as other servers see it, and say what is wrong.
     Doctor(doctor::Doctor),
+    /// Run three homeservers on this machine that share a room, to try federation out.
+    Demo(demo::Demo),
     /// Print the version.
     Version,
 }
@@ -86,6 +89,7 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Cert(command)) => command.run(),
         Some(Command::User(command)) => command.run(),
         Some(Command::Doctor(doctor)) => doctor.run(),
+        Some(Command::Demo(demo)) => demo.run(),
         Some(Command::Version) => print(concat!("myelin ", env!("CARGO_PKG_VERSION"), "\n")),
     };
     match result {

@@ -63,6 +63,9 @@ pub enum Error {
     /// Another server gave no answer that can be used.
     #[error(transparent)]
     Remote(Box<crate::remote::RemoteError>),
+    /// The room's policy server does not recommend the event, or cannot be asked.
+    #[error("the room's policy server does not recommend the event: {0}")]
+    NotRecommended(#[source] Box<crate::remote::RemoteError>),
     /// This server does not talk to others.
     #[error("federation is not enabled on this server")]
     NotFederating,

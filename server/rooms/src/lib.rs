@@ -7,6 +7,7 @@ mod aliases;
 mod context;
 mod create;
 mod directory;
+mod elsewhere;
 mod erased;
 mod error;
 mod federated;
@@ -18,6 +19,7 @@ mod permission;
 mod power;
 pub mod present;
 mod receive;
+mod recommended;
 mod redact;
 pub mod remote;
 mod resolve;
@@ -79,6 +81,8 @@ pub struct Rooms {
     pub(crate) listed: directory::Listed,
     pub(crate) erased: erased::Erased,
     pub(crate) serving: serve::Serving,
+    pub(crate) elsewhere: elsewhere::Elsewhere,
+    pub(crate) policies: receive::Policies,
     pub(crate) receivers: receive::Receivers,
     pub(crate) backfill_pauses: receive::Pauses,
     remote: OnceLock<Arc<dyn RemoteServers>>,
@@ -110,6 +114,8 @@ impl Rooms {
             remote: OnceLock::new(),
             own_keys: tokio::sync::OnceCell::new(),
             serving: serve::Serving::new(),
+            elsewhere: elsewhere::Elsewhere::default(),
+            policies: receive::Policies::default(),
         });
         store.observe(Arc::new(directory::Changes(Arc::downgrade(&rooms))));
         store.observe(Arc::new(erased::Erasures(Arc::downgrade(&rooms))));
@@ -253,9 +259,17 @@ impl Attempts<'_> {
 
     /// Commits a draft, if building it went well; `None` when it must be built anew: what it was built on had failed,
     /// or another replica was faster. What was refused on such ground was refused for no reason.
-    pub async fn finish<T>(&mut self, writer: RoomWriter, built: Result<T>) -> Result<Option<T>> {
+    ///
+    /// In a room with a policy server, events of ours are shown to it before, and are not committed if it refuses them.
+    pub async fn finish<T>(&mut self, mut writer: RoomWriter, built: Result<T>) -> Result<Option<T>> {
         match built {
-            Ok(built) => Ok(self.submit(writer).await?.map(|_| built)),
+            Ok(built) => match writer.unseen().await? {
+                None => Ok(self.submit(writer).await?.map(|_| built)),
+                Some(unseen) => {
+                    drop(writer);
+                    Ok(self.rooms.put_in_recommended(self.room, unseen).await?.then_some(built))
+                }
+            },
             Err(_) if writer.give_up().await? => Ok(None),
             Err(error) => Err(error),
         }

@@ -10,6 +10,7 @@ mod backfill;
 mod missing;
 mod outliers;
 mod parse;
+mod policy;
 mod transaction;
 mod verify;
 
@@ -19,13 +20,14 @@ use std::{
 };
 
 use prometheus::{IntCounterVec, register_int_counter_vec};
-use ruma::{EventId, OwnedEventId};
+use ruma::{CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, room_version_rules::RoomVersionRules};
 
 pub use self::transaction::Outcome;
 pub(crate) use self::{
     append::{Place, Verdict},
     backfill::Pauses,
     parse::{Received, parse},
+    policy::{Opinions, Policies, Policy, is_exempt},
     transaction::Receivers,
     verify::verify,
 };
@@ -76,6 +78,21 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
+    /// An event whose signatures and hash are known to be good.
+    pub(crate) fn new(
+        event_id: OwnedEventId,
+        object: &CanonicalJsonObject,
+        rules: &RoomVersionRules,
+    ) -> crate::Result<Self> {
+        let json = serde_json::to_string(object).map_err(crate::Error::Corrupt)?;
+        let depth = match object.get("depth") {
+            Some(CanonicalJsonValue::Integer(depth)) => i64::from(*depth),
+            _ => 0,
+        };
+        let pdu = Pdu::parse(0, depth, event_id.clone(), &json, false, rules)?;
+        Ok(Self { event_id, json: json.into(), pdu })
+    }
+
     /// The event itself, and those that it refers to.
     fn references(&self) -> impl Iterator<Item = &OwnedEventId> {
         self.pdu.prevs().iter().chain(self.pdu.auths()).chain([&self.event_id])
@@ -99,6 +116,10 @@ pub(crate) struct Known {
     missing: HashSet<OwnedEventId>,
     /// Events that were redacted before they came, with the numbers of the redactions.
     redactions: Vec<(OwnedEventId, i64)>,
+    /// What the room's policy server thinks of events.
+    pub(crate) opinions: Opinions,
+    /// The devices that have sent some of the events, with their transactions.
+    pub(crate) transactions: HashMap<OwnedEventId, (i64, Box<str>)>,
 }
 
 impl Known {

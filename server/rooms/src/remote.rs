@@ -17,6 +17,7 @@ use ruma::{
             create_invite, create_join_event, create_knock_event, create_leave_event, prepare_join_event,
             prepare_knock_event, prepare_leave_event,
         },
+        policy::sign_event,
         query::{get_profile_information, get_room_information},
         space::get_hierarchy,
         thirdparty::exchange_invite,
@@ -168,6 +169,7 @@ pub mod requests {
             create_invite, create_join_event, create_knock_event, create_leave_event, prepare_join_event,
             prepare_knock_event, prepare_leave_event,
         },
+        policy::sign_event,
         query::{get_profile_information, get_room_information},
         space::get_hierarchy,
         thirdparty::exchange_invite,
@@ -213,4 +215,6 @@ requests! {
     hierarchy: get_hierarchy::v1,
     /// `GET /_matrix/federation/v1/timestamp_to_event/{roomId}`
     event_by_timestamp: get_event_by_timestamp::v1,
+    /// `POST /_matrix/policy/v1/sign`
+    sign_event: sign_event::v1,
 }

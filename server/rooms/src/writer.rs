@@ -165,6 +165,8 @@ pub(crate) struct Draft {
     pub(crate) gaps: Vec<(OwnedEventId, i64)>,
     pub(crate) filled: Vec<OwnedEventId>,
     pub(crate) stripped_state: Option<(i64, Box<str>)>,
+    /// Whether the events were made here, and nobody else has seen them yet.
+    pub(crate) is_ours: bool,
 }
 
 impl Draft {
@@ -574,6 +576,7 @@ impl RoomWriter {
         };
         let event = Event::new(parts, pdu.id().clone(), json.into_boxed_str())?;
         self.draft.memberships.extend(membership);
+        self.draft.is_ours = true;
         self.draft.events.push(event);
         self.head.version = pdu.nid;
         self.head.depth = self.head.depth.max(pdu.depth);

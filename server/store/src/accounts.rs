@@ -128,12 +128,7 @@ impl Store {
     }
 
     /// Sets a password, and removes all devices but those that are kept.
-    pub async fn set_password(
-        self: &Arc<Self>,
-        user_nid: i64,
-        password_hash: &str,
-        keep: KeepDevices,
-    ) -> Result<()> {
+    pub async fn set_password(self: &Arc<Self>, user_nid: i64, password_hash: &str, keep: KeepDevices) -> Result<()> {
         let audience = self.own_audience(user_nid).await?;
         let password_hash = password_hash.to_owned();
         self.write_in_stream(move |write| {

@@ -755,9 +755,11 @@ async fn insert_nodes(transaction: &mut Transaction, appends: &[&Append]) -> Res
 }
 
 async fn insert_events(transaction: &mut Transaction, appends: &[&Append]) -> Result<()> {
-    let (known, events): (Vec<(&Append, &Event)>, Vec<(&Append, &Event)>) = appends
+    let (known, events): (Vec<graph::Placed<'_>>, Vec<graph::Placed<'_>>) = appends
         .iter()
-        .flat_map(|append| append.outliers.iter().chain(&append.history).chain(&append.events).map(|event| (*append, event)))
+        .flat_map(|append| {
+            append.outliers.iter().chain(&append.history).chain(&append.events).map(|event| (*append, event))
+        })
         .partition(|(append, event)| append.promoted.contains(&event.nid));
     graph::promote(transaction, &known).await?;
     let events: Vec<&Event> = events.into_iter().map(|(_, event)| event).collect();

@@ -79,11 +79,8 @@ impl Store {
             return Ok(found);
         }
         let mut reader = self.database.reader().await?;
-        let loaded: Vec<(i64, String)> = rows!(
-            reader,
-            listed!("SELECT event_nid, auth FROM event_auth WHERE event_nid ", "$1", ""),
-            Ids(&missing)
-        )?;
+        let loaded: Vec<(i64, String)> =
+            rows!(reader, listed!("SELECT event_nid, auth FROM event_auth WHERE event_nid ", "$1", ""), Ids(&missing))?;
         drop(reader);
         for (nid, auth) in loaded {
             let auth: Vec<i64> =
@@ -129,9 +126,7 @@ impl Store {
         )?;
         found
             .into_iter()
-            .map(|(event_id, by)| {
-                Ok((EventId::parse(event_id).map_err(|_| Error::Corrupt { what: "event id" })?, by))
-            })
+            .map(|(event_id, by)| Ok((EventId::parse(event_id).map_err(|_| Error::Corrupt { what: "event id" })?, by)))
             .collect()
     }
 

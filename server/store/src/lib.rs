@@ -76,8 +76,8 @@ pub use self::{
     rooms::{Member, PublicRoom},
     server_keys::{KeyDocument, ServerKey},
     signing_keys::ExpiredSigningKey,
-    stream::{Batch, Change, Ephemeral, Observer},
     state_tree::Change as StateChange,
+    stream::{Batch, Change, Ephemeral, Observer},
     tokens::{LogIn, Refresh, RefreshOutcome, StoredSession},
     unread::UnreadCheckpoint,
 };

@@ -262,11 +262,13 @@ impl Store {
             match transaction.engine() {
                 Engine::Sqlite(connection) => {
                     for (nid, user_id) in fresh.zip(&missing) {
-                        sqlx::query("INSERT INTO users (user_nid, user_id) VALUES ($1, $2) ON CONFLICT (user_id) DO NOTHING")
-                            .bind(nid)
-                            .bind(*user_id)
-                            .execute(&mut *connection)
-                            .await?;
+                        sqlx::query(
+                            "INSERT INTO users (user_nid, user_id) VALUES ($1, $2) ON CONFLICT (user_id) DO NOTHING",
+                        )
+                        .bind(nid)
+                        .bind(*user_id)
+                        .execute(&mut *connection)
+                        .await?;
                     }
                 }
                 Engine::Postgres(connection) => {

@@ -354,8 +354,7 @@ impl Store {
             from,
             to
         )?;
-        let mut changes: Vec<Change> =
-            Vec::with_capacity(events.len() + receipts.len() + data.len() + members.len());
+        let mut changes: Vec<Change> = Vec::with_capacity(events.len() + receipts.len() + data.len() + members.len());
         for event in events {
             changes.push(Change::Event(Arc::new(event.try_into()?)));
         }

@@ -1,5 +1,7 @@
 //! People with several devices each talk in an encrypted room through a client that does not know Myelin: matrix-sdk.
 
+// The futures of the client are deep.
+#![recursion_limit = "256"]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -56,6 +58,7 @@ impl Device {
         let read: Arc<Mutex<BTreeSet<String>>> = Arc::default();
         let words = read.clone();
         client.add_event_handler(move |event: AnySyncTimelineEvent| {
+            eprintln!("{name} got {} from {}: {:?}", event.event_type(), event.sender(), text_of(&event));
             words.lock().unwrap().extend(text_of(&event));
             async {}
         });
@@ -163,6 +166,7 @@ async fn encrypted_room(maker: &Device, guests: &[&Device]) -> OwnedRoomId {
 /// Two people with two devices each: every device decrypts every message, also those sent while it was offline, before
 /// and after the server was killed.
 async fn every_device_decrypts_everything(engine: Engine) {
+    tracing_subscriber::fmt().with_env_filter("matrix_sdk_crypto=debug,matrix_sdk::http_client=debug,matrix_sdk::client=debug").with_ansi(false).with_writer(std::io::stderr).init();
     let mut server = Homeserver::start(engine).await;
     for name in ["alice", "bob"] {
         register(&server, name).await;
@@ -177,6 +181,10 @@ async fn every_device_decrypts_everything(engine: Engine) {
         assert!(room.latest_encryption_state().await.unwrap().is_encrypted());
     }
     for device in &devices {
+        for user in [devices[0].client.user_id().unwrap(), devices[2].client.user_id().unwrap()] {
+            let known = device.client.encryption().get_user_devices(user).await.unwrap();
+            eprintln!("{} knows of {user}: {:?}", device.name, known.devices().map(|d| d.device_id().to_string()).collect::<Vec<_>>());
+        }
         device.says(&room, &format!("{} is here", device.name)).await;
     }
     for device in &devices {

@@ -31,7 +31,8 @@ impl Authority {
     ///
     /// When the temporary folder cannot be written to.
     pub fn new() -> Self {
-        let authority = Self { folder: tempfile::Builder::new().prefix("myelin-ca-").tempdir().expect("make a folder") };
+        let authority =
+            Self { folder: tempfile::Builder::new().prefix("myelin-ca-").tempdir().expect("make a folder") };
         let mut params = CertificateParams::new(Vec::new()).expect("an authority has no names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("make a key");

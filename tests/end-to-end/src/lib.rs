@@ -19,6 +19,7 @@
 //! ```
 
 mod api;
+mod demo;
 mod federation;
 mod homeserver;
 mod postgres;
@@ -28,6 +29,7 @@ mod synapse;
 use std::{future::Future, time::Duration};
 
 pub use api::{Answer, Api, Person, encode};
+pub use demo::Demo;
 pub use federation::{Authority, Gate, Peer};
 pub use homeserver::{Exit, Homeserver, SERVER_NAME, SHARED_SECRET, Setup, binary};
 pub use postgres::Postgres;

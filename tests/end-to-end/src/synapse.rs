@@ -137,15 +137,15 @@ impl Drop for Synapse {
     }
 }
 
-/// The interpreter of the virtual environment that Synapse is installed in: that of `MYELIN_SYNAPSE`, which
+/// The interpreter of the virtual environment that Synapse is installed in: that of `SYNAPSE_VENV`, which
 /// `tests/environment.sh` sets.
 ///
 /// # Panics
 ///
 /// When it is not there.
 fn python() -> PathBuf {
-    let folder = std::env::var_os("MYELIN_SYNAPSE").map(PathBuf::from).expect(
-        "MYELIN_SYNAPSE: the folder of a virtual environment of Python with `matrix-synapse` in it, as `tests/run` makes it",
+    let folder = std::env::var_os("SYNAPSE_VENV").map(PathBuf::from).expect(
+        "SYNAPSE_VENV: the folder of a virtual environment of Python with `matrix-synapse` in it, as `tests/run` makes it",
     );
     let python = folder.join("bin/python");
     assert!(python.is_file(), "no Python at {}", python.display());

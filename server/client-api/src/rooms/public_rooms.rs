@@ -7,7 +7,10 @@ use myelin_http::{ApiError, Matrix, Reply};
 use myelin_rooms::{DirectoryPage, DirectorySearch, Listing};
 use ruma::{
     OwnedRoomId, ServerName, UInt,
-    api::client::directory::{get_public_rooms, get_public_rooms_filtered},
+    api::{
+        client::directory::{get_public_rooms, get_public_rooms_filtered},
+        federation::directory::get_public_rooms_filtered::v1 as elsewhere,
+    },
     directory::{PublicRoomsChunk, PublicRoomsChunkInit, RoomNetwork},
     room::{JoinRuleKind, RoomType},
 };
@@ -24,10 +27,17 @@ pub(super) async fn public_rooms(
     request: Matrix<get_public_rooms::v3::Request>,
 ) -> Result<Reply<get_public_rooms::v3::Response>> {
     let body = &request.body;
-    must_be_ours(&services, body.server.as_deref())?;
+    let mut answer = get_public_rooms::v3::Response::new(Vec::new());
+    if let Some(server) = other_server(&services, body.server.as_deref()) {
+        let mut search = elsewhere::Request::new();
+        (search.limit, search.since) = (body.limit, body.since.clone());
+        let page = services.rooms.directory_elsewhere(server, search).await?;
+        (answer.prev_batch, answer.next_batch) = (page.prev_batch, page.next_batch);
+        (answer.total_room_count_estimate, answer.chunk) = (page.total_room_count_estimate, page.chunk);
+        return Ok(Reply(answer));
+    }
     let search = DirectorySearch { skip: skip(body.since.as_deref())?, limit: limit(body.limit), ..Default::default() };
     let page = services.rooms.directory(&search).await?;
-    let mut answer = get_public_rooms::v3::Response::new(Vec::new());
     (answer.prev_batch, answer.next_batch) = batches(&search, &page);
     answer.total_room_count_estimate = UInt::new(page.total as u64);
     answer.chunk = page.rooms.into_iter().map(chunk).collect();
@@ -39,8 +49,16 @@ pub(super) async fn search_public_rooms(
     request: Matrix<get_public_rooms_filtered::v3::Request>,
 ) -> Result<Reply<get_public_rooms_filtered::v3::Response>> {
     let body = &request.body;
-    must_be_ours(&services, body.server.as_deref())?;
     let mut answer = get_public_rooms_filtered::v3::Response::new();
+    if let Some(server) = other_server(&services, body.server.as_deref()) {
+        let mut search = elsewhere::Request::new();
+        (search.limit, search.since) = (body.limit, body.since.clone());
+        (search.filter, search.room_network) = (body.filter.clone(), body.room_network.clone());
+        let page = services.rooms.directory_elsewhere(server, search).await?;
+        (answer.prev_batch, answer.next_batch) = (page.prev_batch, page.next_batch);
+        (answer.total_room_count_estimate, answer.chunk) = (page.total_room_count_estimate, page.chunk);
+        return Ok(Reply(answer));
+    }
     if matches!(body.room_network, RoomNetwork::ThirdParty(_)) {
         // There is no bridge to another network here.
         answer.total_room_count_estimate = UInt::new(0);
@@ -60,13 +78,9 @@ pub(super) async fn search_public_rooms(
     Ok(Reply(answer))
 }
 
-fn must_be_ours(services: &Services, server: Option<&ServerName>) -> Result<(), ApiError> {
-    match server {
-        Some(server) if *server != **services.rooms.server_name() => {
-            Err(ApiError::forbidden("This server is not federated: it has no directory but its own"))
-        }
-        _ => Ok(()),
-    }
+/// The server that is meant, if it is not this one.
+fn other_server<'a>(services: &Services, server: Option<&'a ServerName>) -> Option<&'a ServerName> {
+    server.filter(|server| *server != services.rooms.server_name())
 }
 
 /// A token is the number of rooms before the page.

@@ -66,8 +66,9 @@ async fn record(config: &Config) -> Result<Record, Failure> {
 async fn renew(config: &Config) -> Result<(), Failure> {
     if config.tls.mode != TlsMode::Acme {
         let error = anyhow!("certificates are not asked for: tls.mode is not \"acme\"");
-        return Err(Failure::new(Exit::Usage, error)
-            .hint("A certificate in files is taken over as soon as the files change."));
+        return Err(
+            Failure::new(Exit::Usage, error).hint("A certificate in files is taken over as soon as the files change.")
+        );
     }
     let store = parts::open_store(config).await?;
     let asked = store.ask_for_certificate().await;
@@ -78,7 +79,9 @@ async fn renew(config: &Config) -> Result<(), Failure> {
 fn describe(certificate: &Certificate, now: SystemTime) -> String {
     let until = match certificate.remaining(now) {
         Some(left) => format!("for {}", span(left)),
-        None => format!("no more: it ended {} ago", span(now.duration_since(certificate.valid_until()).unwrap_or_default())),
+        None => {
+            format!("no more: it ended {} ago", span(now.duration_since(certificate.valid_until()).unwrap_or_default()))
+        }
     };
     format!("names     {}\nvalid     {until}\n", certificate.names().join(", "))
 }

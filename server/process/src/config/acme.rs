@@ -91,7 +91,9 @@ impl Config {
             let message = "set it to true if you accept the terms of service of the certificate authority";
             found.push(Problem::error("acme.accept_terms", message));
         }
-        for (key, url) in [("acme.directory", Some(&acme.directory)), ("acme.staging_directory", acme.staging_directory.as_ref())] {
+        for (key, url) in
+            [("acme.directory", Some(&acme.directory)), ("acme.staging_directory", acme.staging_directory.as_ref())]
+        {
             if url.is_some_and(|url| url.scheme() != "https" || url.host().is_none()) {
                 found.push(Problem::error(key, "it must begin with https:// and a host"));
             }
@@ -139,5 +141,55 @@ impl Config {
             let message = format!("no public authority issues a certificate for `{name}`");
             found.push(Problem::warning("acme.names", message));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AcmeChallenge, Config, Secret, TlsMode};
+    use crate::config::Listener;
+
+    fn problems(change: impl FnOnce(&mut Config)) -> Vec<String> {
+        let mut config = Config::default();
+        config.server_name = "example.org".try_into().unwrap();
+        config.tls.mode = TlsMode::Acme;
+        config.acme.accept_terms = true;
+        config.listeners.push(Listener { address: "127.0.0.1:443".parse().unwrap(), tls: true, ..Listener::default() });
+        change(&mut config);
+        config.check().into_iter().map(|problem| problem.key).collect()
+    }
+
+    /// What no authority could do anything with is refused before one is asked.
+    #[test]
+    fn refuses_what_cannot_be_issued() {
+        assert!(problems(|_| {}).is_empty(), "{:?}", problems(|_| {}));
+        assert_eq!(problems(|config| config.acme.accept_terms = false), ["acme.accept_terms"]);
+        assert_eq!(problems(|config| config.acme.directory = "http://a.example/".parse().unwrap()), ["acme.directory"]);
+        for name in ["a b.example", "", "*.example.org", "-_.example", "localhost", "a..example"] {
+            assert_eq!(problems(|config| config.acme.names = vec![name.to_owned()]), ["acme.names"], "{name}");
+        }
+        assert_eq!(problems(|config| config.acme.challenges.clear()), ["acme.challenges"]);
+        let dns = |config: &mut Config| config.acme.challenges = vec![AcmeChallenge::Dns01];
+        assert_eq!(problems(dns), ["acme.dns_command"]);
+        let http = |config: &mut Config| {
+            config.acme.challenges = vec![AcmeChallenge::Http01];
+            config.listeners.iter_mut().for_each(|listener| listener.tls = true);
+        };
+        assert_eq!(problems(http), ["acme.challenges"]);
+        let key = |config: &mut Config| config.acme.external_account_key = Some(Secret::new("key".to_owned()));
+        assert_eq!(problems(key), ["acme.external_account_id"]);
+        let missing = |config: &mut Config| config.acme.trusted_ca_file = Some("/nonexistent/ca.pem".into());
+        assert_eq!(problems(missing), ["acme.trusted_ca_file"]);
+    }
+
+    /// The certificate is for the server's name and the base URL's host, unless other names are given.
+    #[test]
+    fn names_follow_from_the_server() {
+        let mut config = Config { server_name: "example.org".try_into().unwrap(), ..Config::default() };
+        assert_eq!(config.acme_names(), ["example.org"]);
+        config.public_baseurl = Some("https://matrix.example.org/".parse().unwrap());
+        assert_eq!(config.acme_names(), ["example.org", "matrix.example.org"]);
+        config.acme.names = vec!["a.example".to_owned()];
+        assert_eq!(config.acme_names(), ["a.example"]);
     }
 }

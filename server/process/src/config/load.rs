@@ -17,8 +17,14 @@ use super::{Config, Problem};
 /// What the names of environment variables begin with.
 const PREFIX: &str = "MYELIN_";
 /// Keys whose text from the environment is never read as a number, a truth value or a list.
-const VERBATIM: &[&[&str]] =
-    &[&["acme", "external_account_key"], &["acme", "external_account_id"], &["registration", "token"], &["registration", "shared_secret"], &["database", "url"], &["public_baseurl"]];
+const VERBATIM: &[&[&str]] = &[
+    &["acme", "external_account_key"],
+    &["acme", "external_account_id"],
+    &["registration", "token"],
+    &["registration", "shared_secret"],
+    &["database", "url"],
+    &["public_baseurl"],
+];
 
 /// The configuration could not be read: every reason that was found.
 #[derive(Debug, thiserror::Error)]

@@ -46,6 +46,7 @@ impl Rooms {
             }
         };
         self.sign(&mut object, &room.version)?;
+        let object = self.recommended_in(room, object).await?;
         let rules = rules_of(&room.version)?;
         let event_id = parse(&*raw(&object)?, &room.room_id, &rules)?.event_id;
         let stripped = self.told_state_at(root).await?;

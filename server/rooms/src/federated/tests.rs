@@ -1,7 +1,9 @@
 //! Rooms on several servers: what one does, the others have.
 
+mod asking;
 mod doors;
 mod network;
+mod policy;
 mod refusals;
 
 use myelin_store::{Membership, testing::Fresh};

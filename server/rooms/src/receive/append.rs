@@ -113,6 +113,9 @@ impl RoomWriter {
         let mut pdu = incoming.pdu.clone();
         pdu.nid = nid;
         let mut verdict = self.judge(&Arc::new(pdu.clone()), &auths, state_before, place).await?;
+        if verdict == Verdict::Accepted && place != Place::History {
+            verdict = self.judge_by_policy(incoming).await?;
+        }
         if matches!(verdict, Verdict::Rejected(_)) {
             pdu.reject();
         }
@@ -242,10 +245,13 @@ impl RoomWriter {
             _ if place == Place::TimelineAndOn => flags::TO_SEND,
             _ => 0,
         };
+        let (device_nid, txn) = self.graph.transactions.remove(&incoming.event_id).unzip();
         let parts = EventParts {
             nid: pdu.nid,
             room_nid: self.room.nid,
             depth: pdu.depth,
+            device_nid,
+            txn,
             sender_nid: store.user_nid(pdu.sender()).await?,
             key_nid,
             state_before,

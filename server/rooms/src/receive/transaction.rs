@@ -13,7 +13,7 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Incoming, Place, RECEIVED, Refusal, Verdict, missing::gather, parse, verify};
+use super::{Incoming, Opinions, Place, RECEIVED, Refusal, Verdict, missing::gather, parse, verify};
 use crate::{Error, Result, Rooms, now_ms, writer::rules_of};
 
 /// How long a sender waits for what can only be received once something else was fetched.
@@ -292,10 +292,12 @@ impl Rooms {
         events: Vec<Incoming>,
         place: Place,
     ) -> Result<Vec<(OwnedEventId, Verdict)>> {
-        let gathered = gather(self, room, origin, events).await?;
+        let mut gathered = gather(self, room, origin, events).await?;
+        let mut opinions = Opinions::default();
         let mut attempts = self.attempts(room);
         loop {
             let mut writer = attempts.open_settled().await?;
+            writer.graph.opinions = std::mem::take(&mut opinions);
             let built = async {
                 writer.learn_create().await?;
                 writer.add_outliers(&gathered.outliers).await?;
@@ -308,6 +310,13 @@ impl Rooms {
                 Ok(verdicts)
             };
             let built = built.await;
+            opinions = std::mem::take(&mut writer.graph.opinions);
+            if built.is_ok() && !opinions.unasked.is_empty() {
+                // The room's policy server is asked while nobody waits for the room.
+                drop(writer);
+                self.ask_about(room, &mut gathered.events, &mut opinions).await?;
+                continue;
+            }
             if let Some(verdicts) = attempts.finish(writer, built).await? {
                 return Ok(verdicts);
             }

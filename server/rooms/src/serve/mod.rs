@@ -7,14 +7,18 @@
 
 mod acl;
 mod auth;
+mod child;
+mod elsewhere;
 mod event;
 mod hierarchy;
 mod links;
 mod order;
 mod reader;
 mod servers;
+mod space;
 mod state;
 mod summary;
+mod summary_of;
 mod timestamp;
 mod walk;
 
@@ -26,8 +30,9 @@ use tokio::sync::Semaphore;
 
 use self::{acl::ServerAcl, servers::RoomServers};
 pub use self::{
-    hierarchy::{HierarchyPage, HierarchyRequest, ServedHierarchy, SpaceRoom},
+    hierarchy::{ServedHierarchy, SpaceRoom},
     reader::ServerReader,
+    space::{HierarchyPage, HierarchyRequest},
     state::ServedStateIds,
     summary::RoomSummary,
     walk::{BACKFILL_MAX, MISSING_MAX, MissingEvents},
@@ -77,6 +82,8 @@ pub(crate) struct Serving {
     servers: Cache<i64, Arc<RoomServers>, ByWeight>,
     /// The numbers of the `m.space.child` events of a snapshot.
     children: Cache<i64, Arc<[i64]>, ByWeight>,
+    /// Rooms as other servers describe them.
+    elsewhere: elsewhere::Described,
     states: Semaphore,
 }
 
@@ -91,6 +98,7 @@ impl Serving {
             acls: Cache::with_weighter(256, ACL_BYTES, ByWeight),
             servers: Cache::with_weighter(1024, SERVERS_BYTES, ByWeight),
             children: Cache::with_weighter(256, CHILDREN_BYTES, ByWeight),
+            elsewhere: elsewhere::described(),
             states: Semaphore::new(STATE_ANSWERS),
         }
     }

@@ -4,7 +4,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use myelin_store::{Event, RoomName, StateKey};
-use ruma::{OwnedMxcUri, OwnedRoomAliasId, OwnedRoomId, room_version_rules::AuthorizationRules};
+use ruma::{
+    OwnedMxcUri, OwnedRoomAliasId, OwnedRoomId, RoomVersionId, room::JoinRuleSummary,
+    room_version_rules::AuthorizationRules,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
@@ -68,7 +71,62 @@ pub(super) struct Told {
     guest_can_join: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     encryption: Option<String>,
+    /// Empty where another server does not say it.
+    #[serde(skip_serializing_if = "String::is_empty")]
     room_version: String,
+}
+
+impl RoomSummary {
+    /// A room as another server describes it.
+    pub(super) fn of_other(summary: ruma::room::RoomSummary) -> Self {
+        let short = |text: Option<String>| text.filter(|text| text.len() <= TEXT_BYTES_MAX);
+        let mut allowed_room_ids = match &summary.join_rule {
+            JoinRuleSummary::Restricted(rule) | JoinRuleSummary::KnockRestricted(rule) => rule.allowed_room_ids.clone(),
+            _ => Vec::new(),
+        };
+        allowed_room_ids.truncate(ALLOWED_MAX);
+        let room_type = summary.room_type.map(|room_type| room_type.to_string());
+        let told = Told {
+            root: 0,
+            is_federated: true,
+            is_space: room_type.as_deref() == Some("m.space"),
+            name: short(summary.name),
+            topic: short(summary.topic),
+            canonical_alias: summary.canonical_alias,
+            avatar_url: summary.avatar_url.filter(|url| url.as_str().len() <= TEXT_BYTES_MAX),
+            room_type: short(room_type),
+            join_rule: short(Some(summary.join_rule.as_str().to_owned())).unwrap_or_default(),
+            allowed_room_ids,
+            world_readable: summary.world_readable,
+            guest_can_join: summary.guest_can_join,
+            encryption: short(summary.encryption.map(|algorithm| algorithm.to_string())),
+            room_version: summary.room_version.map(|version| version.to_string()).unwrap_or_default(),
+        };
+        let num_joined_members = i64::try_from(u64::from(summary.num_joined_members)).unwrap_or(i64::MAX);
+        Self { room_id: summary.room_id, num_joined_members, told }
+    }
+
+    /// About the bytes that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let told = &self.told;
+        let texts = [&told.name, &told.topic, &told.room_type, &told.encryption];
+        let texts: usize = texts.into_iter().flatten().map(String::len).sum();
+        let url = told.avatar_url.as_ref().map_or(0, |url| url.as_str().len());
+        let allowed: usize = told.allowed_room_ids.iter().map(|room_id| room_id.as_str().len() + 24).sum();
+        512 + texts + url + allowed
+    }
+
+    /// Who may come into a room that another server describes. Into one of a version that we do not know, we cannot.
+    pub(super) fn entrance(&self) -> Entrance {
+        let version = match self.told.room_version.as_str() {
+            "" => Some(RoomVersionId::V11),
+            version => RoomVersionId::try_from(version).ok(),
+        };
+        match version.and_then(|version| version.rules()) {
+            Some(rules) => self.told.entrance(&rules.authorization),
+            None => Entrance::Closed,
+        }
+    }
 }
 
 /// Who may come in without being asked.

@@ -1,12 +1,15 @@
 //! The event that was sent nearest to a point in time.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use myelin_store::{Direction, Event};
-use ruma::{RoomId, ServerName};
+use myelin_store::{Direction, Event, RoomName};
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, ServerName, UInt, api,
+    api::federation::event::get_event_by_timestamp,
+};
 
 use super::{ServerReader, reader::Sight};
-use crate::{Error, Result, Rooms, history::Reader};
+use crate::{Error, Result, Rooms, elsewhere::asked, history::Reader};
 
 /// Events on either side of the place in question that are compared: those sent at about the same time are not always
 /// in the order of their times.
@@ -15,6 +18,13 @@ const AROUND: usize = 50;
 const BATCH: usize = 200;
 /// Events that are looked at for one answer at the most.
 const SCANNED: usize = 2000;
+
+/// Servers that are asked for an event from before what we have, one after the other.
+const SERVERS: usize = 3;
+/// How often history is fetched to get to such an event.
+const FETCHES: usize = 10;
+/// How long all this may take: people wait for it.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 const NONE: Error = Error::NotFound("there is no event in that direction that you may see");
 
@@ -37,13 +47,65 @@ impl Rooms {
     /// The event that a user may see and that was sent nearest to a point in time, at or after it (forward), or at or
     /// before it (backward) ([specification]).
     ///
+    /// Where our history does not go back that far, other servers are asked, and the history up to the event that they
+    /// name is fetched, if it is not too much: an event that we do not have would be of no use to the client.
+    ///
     /// # Errors
     ///
     /// [`Error::NotFound`] when none is found.
     ///
     /// [specification]: https://spec.matrix.org/v1.19/client-server-api/#get_matrixclientv1roomsroomidtimestamp_to_event
-    pub async fn event_at(&self, reader: &Reader<'_>, ts: u64, direction: Direction) -> Result<Arc<Event>> {
-        self.nearest(&Asker::User(reader), ts, direction).await
+    pub async fn event_at(self: &Arc<Self>, reader: &Reader<'_>, ts: u64, direction: Direction) -> Result<Arc<Event>> {
+        let asker = Asker::User(reader);
+        if self.remote().is_ok() && self.begins_after(&reader.room, ts).await? {
+            let fetched = tokio::time::timeout(PATIENCE, self.fetch_history_at(&reader.room, ts, direction)).await;
+            match fetched {
+                Ok(outcome) => outcome?,
+                Err(_) => tracing::info!(room.id = %reader.room.room_id, "fetching history up to a time took too long"),
+            }
+        }
+        self.nearest(&asker, ts, direction).await
+    }
+
+    /// True if there are events of a room from about a time that we do not have.
+    async fn begins_after(&self, room: &RoomName, ts: u64) -> Result<bool> {
+        let first = self.store.page(room.nid, Direction::Forward, i64::MIN, None, 1).await?;
+        if first.first().is_some_and(|event| event.origin_server_ts() < ts) {
+            return Ok(false);
+        }
+        Ok(!self.store.missing_events(room.nid, 1).await?.is_empty())
+    }
+
+    /// Fetches history until the event that others name is there.
+    async fn fetch_history_at(self: &Arc<Self>, room: &Arc<RoomName>, ts: u64, direction: Direction) -> Result<()> {
+        let Some(wanted) = self.event_elsewhere_at(room, ts, direction).await? else { return Ok(()) };
+        for _ in 0..FETCHES {
+            let known = self.store.event_by_id(&wanted).await?;
+            if known.is_some_and(|event| !event.is_outlier()) || !self.backfill(room).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The event nearest to a time, as the first server of the room has it that has one.
+    async fn event_elsewhere_at(&self, room: &RoomName, ts: u64, direction: Direction) -> Result<Option<OwnedEventId>> {
+        let ts = MilliSecondsSinceUnixEpoch(UInt::new_saturating(ts));
+        let dir = match direction {
+            Direction::Forward => api::Direction::Forward,
+            Direction::Backward => api::Direction::Backward,
+        };
+        let servers = self.servers_in(room).await?;
+        for server in servers.iter().filter(|server| **server != self.server_name).take(SERVERS) {
+            let request = get_event_by_timestamp::v1::Request::new(room.room_id.clone(), ts, dir);
+            match asked("event_by_timestamp", self.remote()?.event_by_timestamp(server, request).await) {
+                Ok(answer) => return Ok(Some(answer.event_id)),
+                Err(error) => {
+                    tracing::info!(room.id = %room.room_id, %error, "{server} names no event of a time: {error}");
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// The same for a server ([specification]).

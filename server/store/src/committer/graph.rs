@@ -7,8 +7,11 @@ use crate::{
     sql::{Ids, Texts, execute},
 };
 
+/// An event of a write.
+pub(super) type Placed<'a> = (&'a Append, &'a Event);
+
 /// Gives stored outliers their place in the room.
-pub(super) async fn promote(transaction: &mut Transaction, known: &[(&Append, &Event)]) -> Result<()> {
+pub(super) async fn promote(transaction: &mut Transaction, known: &[Placed<'_>]) -> Result<()> {
     for (_, event) in known {
         let hit = execute!(
             transaction,
@@ -54,12 +57,7 @@ pub(super) async fn write(transaction: &mut Transaction, appends: &[&Append]) ->
             )?;
         }
         if let Some((event_nid, json)) = &append.stripped_state {
-            execute!(
-                transaction,
-                "INSERT INTO stripped_state (event_nid, json) VALUES ($1, $2)",
-                *event_nid,
-                &**json
-            )?;
+            execute!(transaction, "INSERT INTO stripped_state (event_nid, json) VALUES ($1, $2)", *event_nid, &**json)?;
         }
     }
     Ok(())

@@ -257,14 +257,7 @@ impl Store {
         Ok(found
             .into_iter()
             .map(|(room_id, session_id, first_message_index, forwarded_count, is_verified, session_data)| {
-                BackupSession {
-                    room_id,
-                    session_id,
-                    first_message_index,
-                    forwarded_count,
-                    is_verified,
-                    session_data,
-                }
+                BackupSession { room_id, session_id, first_message_index, forwarded_count, is_verified, session_data }
             })
             .collect())
     }

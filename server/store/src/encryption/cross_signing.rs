@@ -169,11 +169,7 @@ impl super::StreamWrite {
     /// Removes what a user whose account ends has kept of keys, but for the devices: cross-signing keys, backups.
     pub(crate) async fn delete_own_keys(&mut self, user_nid: i64) -> Result<()> {
         execute!(self.transaction, "DELETE FROM cross_signing_keys WHERE user_nid = $1", user_nid)?;
-        execute!(
-            self.transaction,
-            "DELETE FROM key_signatures WHERE target_nid = $1 OR signer_nid = $1",
-            user_nid
-        )?;
+        execute!(self.transaction, "DELETE FROM key_signatures WHERE target_nid = $1 OR signer_nid = $1", user_nid)?;
         execute!(self.transaction, "DELETE FROM backup_sessions WHERE user_nid = $1", user_nid)?;
         execute!(self.transaction, "DELETE FROM backups WHERE user_nid = $1", user_nid)?;
         Ok(())

@@ -163,11 +163,7 @@ impl Store {
         let names: Vec<&str> =
             user_ids.iter().map(|id| id.as_str()).filter(|id| crate::names::is_storable(id)).collect();
         let mut reader = self.database.reader().await?;
-        Ok(rows!(
-            reader,
-            listed!("SELECT user_nid, user_id FROM users WHERE user_id ", "$1", ""),
-            Texts(&names)
-        )?)
+        Ok(rows!(reader, listed!("SELECT user_nid, user_id FROM users WHERE user_id ", "$1", ""), Texts(&names))?)
     }
 
     /// A user's device that waits to be taken over.

@@ -44,8 +44,7 @@ const SERVERS_IN_ROOMS: Sql = Sql {
                  AND substr(u.user_id, strpos(u.user_id, ':') + 1) <> $2",
 };
 
-const JOINED_ROOMS: &str =
-    "SELECT room_nid FROM memberships WHERE user_nid = $1 AND membership = 1 ORDER BY room_nid";
+const JOINED_ROOMS: &str = "SELECT room_nid FROM memberships WHERE user_nid = $1 AND membership = 1 ORDER BY room_nid";
 
 /// A user's change, for other servers. One that was not sent yet gives way.
 const ADD_EDUS: Sql = Sql {

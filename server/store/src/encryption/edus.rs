@@ -69,28 +69,16 @@ impl Store {
     /// A server has acknowledged what it was told up to a position.
     pub async fn edus_sent(&self, destination: &str, up_to: i64) -> Result<()> {
         let mut transaction = self.database.begin().await?;
-        execute!(
-            transaction,
-            "DELETE FROM to_device_edus WHERE destination = $1 AND pos <= $2",
-            destination,
-            up_to
-        )?;
-        execute!(
-            transaction,
-            "DELETE FROM device_list_edus WHERE destination = $1 AND pos <= $2",
-            destination,
-            up_to
-        )?;
+        execute!(transaction, "DELETE FROM to_device_edus WHERE destination = $1 AND pos <= $2", destination, up_to)?;
+        execute!(transaction, "DELETE FROM device_list_edus WHERE destination = $1 AND pos <= $2", destination, up_to)?;
         transaction.commit().await
     }
 
     /// The servers that have to be told something.
     pub async fn edu_destinations(&self) -> Result<Vec<String>> {
         let mut reader = self.database.reader().await?;
-        let found: Vec<(String,)> = rows!(
-            reader,
-            "SELECT destination FROM to_device_edus UNION SELECT destination FROM device_list_edus"
-        )?;
+        let found: Vec<(String,)> =
+            rows!(reader, "SELECT destination FROM to_device_edus UNION SELECT destination FROM device_list_edus")?;
         Ok(found.into_iter().map(|(destination,)| destination).collect())
     }
 
@@ -126,10 +114,8 @@ impl Store {
     /// How much other servers have to be told.
     pub async fn count_pending_edus(&self) -> Result<i64> {
         let mut reader = self.database.reader().await?;
-        let (count,): (i64,) = row!(
-            reader,
-            "SELECT (SELECT COUNT(*) FROM to_device_edus) + (SELECT COUNT(*) FROM device_list_edus)"
-        )?;
+        let (count,): (i64,) =
+            row!(reader, "SELECT (SELECT COUNT(*) FROM to_device_edus) + (SELECT COUNT(*) FROM device_list_edus)")?;
         Ok(count)
     }
 }

@@ -122,7 +122,12 @@ impl Store {
 
     /// Follows a list from now on, or brings it up to date. Announces it if `told`: to those here who may know it
     /// otherwise. A list that is newer already stays.
-    pub async fn set_remote_devices(self: &Arc<Self>, user_nid: i64, list: FetchedDeviceList, told: bool) -> Result<()> {
+    pub async fn set_remote_devices(
+        self: &Arc<Self>,
+        user_nid: i64,
+        list: FetchedDeviceList,
+        told: bool,
+    ) -> Result<()> {
         let audience = Self::audience_here();
         self.write_in_stream(move |write| {
             Box::pin(async move {

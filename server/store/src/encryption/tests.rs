@@ -7,8 +7,9 @@ use ruma::{OwnedUserId, user_id};
 
 use crate::{
     AccountCreation, BackupPart, BackupSession, BackupWrite, Batch, Change, CrossSigningUpdate, EduSubject,
-    FetchedDeviceList, Identity, KeepDevices, KeyCounts, KeySignature, KeyUpload, LogIn, NewAccount, NewDehydratedDevice, NewKey, Observer,
-    Operation, RemoteDevice, RemoteDeviceUpdate, Store, ToDevice, ToDeviceMessage, UpdateOutcome,
+    FetchedDeviceList, Identity, KeepDevices, KeyCounts, KeySignature, KeyUpload, LogIn, NewAccount,
+    NewDehydratedDevice, NewKey, Observer, Operation, RemoteDevice, RemoteDeviceUpdate, Store, ToDevice,
+    ToDeviceMessage, UpdateOutcome,
     testing::{Fresh, on_both},
 };
 
@@ -175,7 +176,11 @@ async fn messages_wait_for_their_device() {
         let phone = (alice, device(&store, alice, "PHONE").await);
         let mut waiting = Vec::new();
         for n in 0..20 {
-            waiting.push(store.place().await.unwrap().submit(sent(phone, &format!("{}", n / 2), &format!("{{\"n\":{}}}", n / 2))));
+            waiting.push(store.place().await.unwrap().submit(sent(
+                phone,
+                &format!("{}", n / 2),
+                &format!("{{\"n\":{}}}", n / 2),
+            )));
         }
         for waiting in waiting {
             waiting.await.unwrap().unwrap();
@@ -336,7 +341,7 @@ async fn signatures_are_seen_by_their_makers() {
         store.add_key_signatures(bob, vec![of_bob.clone()]).await.unwrap();
         assert_eq!(store.device_lists_changed(bob, before, i64::MAX).await.unwrap(), [alice]);
         assert!(store.device_lists_changed(alice, before, i64::MAX).await.unwrap().is_empty());
-        assert_eq!(store.key_signatures(&[alice], None).await.unwrap(), [own.clone()]);
+        assert_eq!(store.key_signatures(&[alice], None).await.unwrap(), std::slice::from_ref(&own));
         assert_eq!(store.key_signatures(&[alice], Some(bob)).await.unwrap().len(), 2);
         let replaced = vec!["one".to_owned(), "self".to_owned()];
         let update = CrossSigningUpdate { replaced, ..update("three", Some("one")) };
@@ -450,7 +455,10 @@ async fn backups_keep_the_better_keys() {
                 kept = Some(step);
             }
             let part = BackupPart::Session("!a:example.org", "s");
-            assert_eq!(store.backup_sessions(alice, 1, part).await.unwrap(), kept.clone().into_iter().collect::<Vec<_>>());
+            assert_eq!(
+                store.backup_sessions(alice, 1, part).await.unwrap(),
+                kept.clone().into_iter().collect::<Vec<_>>()
+            );
         }
         let BackupWrite::Written(backup) = put(1, &[session("t", true, 0, 0), session("s", true, 0, 0)]).await else {
             panic!("current");

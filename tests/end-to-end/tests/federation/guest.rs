@@ -11,14 +11,14 @@ use myelin_end_to_end::{Answer, Method, Peer, Person, encode, eventually};
 use serde_json::{Value, json};
 
 /// How long anything may take to reach another server, on a machine that has much else to do.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two questions, so that the servers that are asked get to their work.
 const PAUSE: Duration = Duration::from_millis(40);
 
 /// A user of one of the servers.
 #[derive(Clone, Debug)]
-pub struct Guest(Person);
+pub(crate) struct Guest(Person);
 
 impl Deref for Guest {
     type Target = Person;
@@ -30,64 +30,64 @@ impl Deref for Guest {
 
 impl Guest {
     /// Registers somebody whose name nobody else has.
-    pub async fn of(peer: &Peer, name: &str) -> Self {
+    pub(crate) async fn of(peer: &Peer, name: &str) -> Self {
         Self(peer.register(&format!("{name}-{}", next())).await)
     }
 
     /// Joins a room by its id or by an alias, through another server.
-    pub async fn join_through(&self, room: &str, via: &Peer) -> Answer {
+    pub(crate) async fn join_through(&self, room: &str, via: &Peer) -> Answer {
         let (room, via) = (encode(room), encode(via.name()));
         // Some servers only know the older name of the parameter.
         self.post(&format!("join/{room}?via={via}&server_name={via}"), json!({})).await
     }
 
     /// Says something and returns the event's id.
-    pub async fn says(&self, room: &str, words: &str) -> String {
+    pub(crate) async fn says(&self, room: &str, words: &str) -> String {
         self.sends(room, "m.room.message", json!({ "msgtype": "m.text", "body": words })).await
     }
 
     /// Sends an event and returns its id.
-    pub async fn sends(&self, room: &str, kind: &str, content: Value) -> String {
+    pub(crate) async fn sends(&self, room: &str, kind: &str, content: Value) -> String {
         let path = format!("rooms/{}/send/{kind}/t{}", encode(room), next());
         event_id(&self.put(&path, content).await)
     }
 
     /// Answers an event with a reaction.
-    pub async fn reacts(&self, room: &str, event: &str, key: &str) -> String {
+    pub(crate) async fn reacts(&self, room: &str, event: &str, key: &str) -> String {
         let relation = json!({ "rel_type": "m.annotation", "event_id": event, "key": key });
         self.sends(room, "m.reaction", json!({ "m.relates_to": relation })).await
     }
 
     /// Takes an event back.
-    pub async fn redacts(&self, room: &str, event: &str) -> String {
+    pub(crate) async fn redacts(&self, room: &str, event: &str) -> String {
         let path = format!("rooms/{}/redact/{}/t{}", encode(room), encode(event), next());
         event_id(&self.put(&path, json!({ "reason": "a test" })).await)
     }
 
     /// Changes a state event.
-    pub async fn sets(&self, room: &str, kind: &str, key: &str, content: Value) -> Answer {
+    pub(crate) async fn sets(&self, room: &str, kind: &str, key: &str, content: Value) -> Answer {
         self.put(&format!("rooms/{}/state/{kind}/{}", encode(room), encode(key)), content).await
     }
 
     /// Changes the membership of somebody by one of the endpoints `invite`, `kick`, `ban` and `unban`.
-    pub async fn does(&self, what: &str, room: &str, whom: &Person) -> Answer {
+    pub(crate) async fn does(&self, what: &str, room: &str, whom: &Person) -> Answer {
         self.post(&format!("rooms/{}/{what}", encode(room)), json!({ "user_id": whom.user_id() })).await
     }
 
     /// Leaves a room, or refuses an invitation to it.
-    pub async fn leaves(&self, room: &str) {
+    pub(crate) async fn leaves(&self, room: &str) {
         self.post(&format!("rooms/{}/leave", encode(room)), json!({})).await.ok();
     }
 
     /// The content of a state event, if it is there and may be seen.
-    pub async fn state(&self, room: &str, kind: &str, key: &str) -> Option<Value> {
+    pub(crate) async fn state(&self, room: &str, kind: &str, key: &str) -> Option<Value> {
         let path = format!("rooms/{}/state/{kind}/{}", encode(room), encode(key));
         let answer = self.get(&path).await;
         (answer.status == 200).then(|| answer.json())
     }
 
     /// Every state event's id, by type and key.
-    pub async fn whole_state(&self, room: &str) -> BTreeMap<(String, String), String> {
+    pub(crate) async fn whole_state(&self, room: &str) -> BTreeMap<(String, String), String> {
         let state = self.get(&format!("rooms/{}/state", encode(room))).await.ok();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         let entry = |event: &Value| ((text(&event["type"]), text(&event["state_key"])), text(&event["event_id"]));
@@ -95,19 +95,19 @@ impl Guest {
     }
 
     /// An event, if it is there and may be seen.
-    pub async fn event(&self, room: &str, event: &str) -> Option<Value> {
+    pub(crate) async fn event(&self, room: &str, event: &str) -> Option<Value> {
         let answer = self.get(&format!("rooms/{}/event/{}", encode(room), encode(event))).await;
         (answer.status == 200).then(|| answer.json())
     }
 
     /// Waits until an event has come.
-    pub async fn sees(&self, room: &str, event: &str) -> Value {
+    pub(crate) async fn sees(&self, room: &str, event: &str) -> Value {
         let what = format!("{} sees {event}", self.user_id());
         wait(&what, async || self.event(room, event).await).await
     }
 
     /// Waits until an event has lost its content.
-    pub async fn sees_redacted(&self, room: &str, event: &str) {
+    pub(crate) async fn sees_redacted(&self, room: &str, event: &str) {
         let what = format!("{} sees {event} redacted", self.user_id());
         wait(&what, async || {
             let event = self.event(room, event).await?;
@@ -116,20 +116,8 @@ impl Guest {
         .await;
     }
 
-    /// Waits until a reaction to an event is counted, or found by its relation.
-    pub async fn sees_relation(&self, room: &str, event: &str, relation: &str) {
-        let what = format!("{} finds {relation} by what it relates to", self.user_id());
-        let path = format!("/_matrix/client/v1/rooms/{}/relations/{}", encode(room), encode(event));
-        wait(&what, async || {
-            let answer = self.get(&path).await;
-            let found = answer.json()["chunk"].as_array()?.iter().any(|found| found["event_id"] == relation);
-            (answer.status == 200 && found).then_some(())
-        })
-        .await;
-    }
-
     /// Waits until somebody has a membership.
-    pub async fn sees_member(&self, room: &str, whom: &Person, membership: &str) {
+    pub(crate) async fn sees_member(&self, room: &str, whom: &Person, membership: &str) {
         let what = format!("{} sees {} as {membership}", self.user_id(), whom.user_id());
         wait(&what, async || {
             let member = self.state(room, "m.room.member", whom.user_id()).await?;
@@ -139,7 +127,7 @@ impl Guest {
     }
 
     /// Waits until a state event has a value at a key of its content.
-    pub async fn sees_state(&self, room: &str, kind: &str, pointer: &str, value: &Value) {
+    pub(crate) async fn sees_state(&self, room: &str, kind: &str, pointer: &str, value: &Value) {
         let what = format!("{} sees {value} at {pointer} of {kind}", self.user_id());
         wait(&what, async || {
             let content = self.state(room, kind, "").await?;
@@ -149,17 +137,17 @@ impl Guest {
     }
 
     /// Waits until one's sync has the room in a section, such as `invite`, and returns what it says of it.
-    pub async fn finds(&self, section: &str, room: &str) -> Value {
+    pub(crate) async fn finds(&self, section: &str, room: &str) -> Value {
         let what = format!("{} finds {room} in {section}", self.user_id());
         wait(&what, async || {
-            let answer = self.sync(None, &json!({})).await;
+            let answer = self.sync(None, &json!({ "room": { "include_leave": true } })).await;
             answer["rooms"][section].get(room).cloned()
         })
         .await
     }
 
     /// The words of the whole history, oldest first.
-    pub async fn history(&self, room: &str) -> Vec<String> {
+    pub(crate) async fn history(&self, room: &str) -> Vec<String> {
         let mut words = Vec::new();
         let mut from = String::new();
         loop {
@@ -178,7 +166,7 @@ impl Guest {
     }
 
     /// Asks until the answer is a success, as a user does who tries again.
-    pub async fn insists(&self, method: Method, path: &str, body: Value) -> Value {
+    pub(crate) async fn insists(&self, method: Method, path: &str, body: Value) -> Value {
         wait(&format!("{} succeeds with {path}", self.user_id()), async || {
             let answer = self.send_json(method.clone(), path, &body).await.ok()?;
             (answer.status == 200).then(|| answer.json())
@@ -188,12 +176,12 @@ impl Guest {
 }
 
 /// The id of the event that a request made.
-pub fn event_id(answer: &Answer) -> String {
+pub(crate) fn event_id(answer: &Answer) -> String {
     answer.ok()["event_id"].as_str().unwrap().to_owned()
 }
 
 /// Asks until there is an answer.
-pub async fn wait<T>(what: &str, probe: impl AsyncFn() -> Option<T>) -> T {
+pub(crate) async fn wait<T>(what: &str, probe: impl AsyncFn() -> Option<T>) -> T {
     eventually(what, PATIENCE, || async {
         let found = probe().await;
         if found.is_none() {
@@ -205,7 +193,7 @@ pub async fn wait<T>(what: &str, probe: impl AsyncFn() -> Option<T>) -> T {
 }
 
 /// Waits until two servers, asked by a member each, have the same state of a room.
-pub async fn agree(one: &Guest, other: &Guest, room: &str) {
+pub(crate) async fn agree(one: &Guest, other: &Guest, room: &str) {
     let states = async || (one.whole_state(room).await, other.whole_state(room).await);
     let so = async || {
         let (ours, theirs) = states().await;
@@ -219,7 +207,7 @@ pub async fn agree(one: &Guest, other: &Guest, room: &str) {
 }
 
 /// A number that no other caller has.
-pub fn next() -> u32 {
+pub(crate) fn next() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }

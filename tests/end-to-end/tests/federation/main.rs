@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod demo;
+mod dispute;
 mod guest;
 mod myelins;
 mod synapse;

@@ -7,15 +7,15 @@ use crate::guest::{Guest, agree, next, wait};
 
 /// Two servers and the version of the rooms that they share.
 #[derive(Clone, Copy)]
-pub struct Pair<'a> {
-    pub maker: &'a Peer,
-    pub joiner: &'a Peer,
-    pub version: u8,
+pub(crate) struct Pair<'a> {
+    pub(crate) maker: &'a Peer,
+    pub(crate) joiner: &'a Peer,
+    pub(crate) version: u8,
 }
 
 impl Pair<'_> {
     /// Somebody of each server.
-    async fn people(&self) -> (Guest, Guest) {
+    pub(crate) async fn people(&self) -> (Guest, Guest) {
         (Guest::of(self.maker, "alice").await, Guest::of(self.joiner, "bob").await)
     }
 
@@ -27,7 +27,7 @@ impl Pair<'_> {
     }
 
     /// A public room that the second of them has joined through the first one's server.
-    pub async fn shared_room(&self, maker: &Guest, joiner: &Guest) -> String {
+    pub(crate) async fn shared_room(&self, maker: &Guest, joiner: &Guest) -> String {
         let room = self.room(maker, json!({ "preset": "public_chat" })).await;
         joiner.join_through(&room, self.maker).await.ok();
         maker.sees_member(&room, joiner, "join").await;
@@ -35,10 +35,11 @@ impl Pair<'_> {
     }
 
     /// A public room is found by its alias; people talk, react, take things back, leave and come back.
-    pub async fn talk(self) {
+    pub(crate) async fn talk(self) {
         let (alice, bob) = self.people().await;
         let alias = format!("room-{}", next());
-        let request = json!({ "preset": "public_chat", "room_alias_name": alias, "name": "A room", "topic": "Federation" });
+        let request =
+            json!({ "preset": "public_chat", "room_alias_name": alias, "name": "A room", "topic": "Federation" });
         let room = self.room(&alice, request).await;
         let before = alice.says(&room, "before anybody came").await;
 
@@ -75,8 +76,8 @@ impl Pair<'_> {
         assert_eq!(bob.sees(room, &hello).await["content"]["body"], "hello");
         assert_eq!(alice.sees(room, &hi).await["content"]["body"], "hi");
         let (liked, loved) = (bob.reacts(room, &hello, "👍").await, alice.reacts(room, &hi, "♥").await);
-        alice.sees_relation(room, &hello, &liked).await;
-        bob.sees_relation(room, &hi, &loved).await;
+        assert_eq!(alice.sees(room, &liked).await["content"]["m.relates_to"]["event_id"], hello);
+        assert_eq!(bob.sees(room, &loved).await["content"]["m.relates_to"]["event_id"], hi);
         bob.redacts(room, &hi).await;
         alice.sees_redacted(room, &hi).await;
         let rude = bob.says(room, "something rude").await;
@@ -86,7 +87,7 @@ impl Pair<'_> {
     }
 
     /// People are invited both ways, accept and refuse, are kicked and banned.
-    pub async fn invite(self) {
+    pub(crate) async fn invite(self) {
         let (alice, bob) = self.people().await;
         let (carol, dave) = (Guest::of(self.joiner, "carol").await, Guest::of(self.maker, "dave").await);
         let room = self.room(&alice, json!({ "preset": "private_chat", "name": "A private room" })).await;
@@ -137,7 +138,7 @@ impl Pair<'_> {
     }
 
     /// Somebody who is the only one of their server refuses an invitation.
-    pub async fn refuse(self) {
+    pub(crate) async fn refuse(self) {
         let (alice, bob) = self.people().await;
         let room = self.room(&alice, json!({ "preset": "private_chat" })).await;
         alice.does("invite", &room, &bob).await.ok();
@@ -147,7 +148,7 @@ impl Pair<'_> {
     }
 
     /// Somebody knocks, is let in; somebody else is not. In versions that have no knocking, nobody may.
-    pub async fn knock(self) {
+    pub(crate) async fn knock(self) {
         let (alice, bob) = self.people().await;
         let room = self.room(&alice, json!({ "preset": "private_chat", "name": "Closed" })).await;
         let path = format!("knock/{}?via={via}&server_name={via}", encode(&room), via = encode(self.maker.name()));
@@ -173,7 +174,7 @@ impl Pair<'_> {
     }
 
     /// Members of another room may join without an invitation, and nobody else.
-    pub async fn restrict(self) {
+    pub(crate) async fn restrict(self) {
         if self.version < 8 {
             return;
         }
@@ -200,7 +201,7 @@ impl Pair<'_> {
     }
 
     /// A profile and the list of public rooms are had from the other server.
-    pub async fn look_up(self) {
+    pub(crate) async fn look_up(self) {
         let (alice, bob) = self.people().await;
         let me = encode(alice.user_id());
         let name = json!({ "displayname": "Alice of the first server" });
@@ -225,7 +226,7 @@ impl Pair<'_> {
     }
 
     /// Somebody who comes late reads all that was said before.
-    pub async fn read_back(self, messages: usize) {
+    pub(crate) async fn read_back(self, messages: usize) {
         let (alice, bob) = self.people().await;
         let room = self.room(&alice, json!({ "preset": "public_chat" })).await;
         let mut said = Vec::with_capacity(messages);
@@ -236,4 +237,51 @@ impl Pair<'_> {
         bob.join_through(&room, self.maker).await.ok();
         assert_eq!(bob.history(&room).await, said);
     }
+
+    /// Devices and their keys are known on the other side, and messages reach them.
+    pub(crate) async fn encrypt(self) {
+        let (alice, bob) = self.people().await;
+        self.shared_room(&alice, &bob).await;
+        for (who, other) in [(&alice, &bob), (&bob, &alice)] {
+            let keys = device_keys(who);
+            who.post("keys/upload", json!({ "device_keys": keys })).await.ok();
+            let query = json!({ "device_keys": { who.user_id(): [] } });
+            wait("the device's keys are known", async || {
+                let known = other.post("keys/query", query.clone()).await.ok();
+                (known["device_keys"][who.user_id()][who.device_id()]["keys"] == keys["keys"]).then_some(())
+            })
+            .await;
+
+            let one_time = json!({ format!("signed_curve25519:{}", next()): { "key": "b25l", "signatures": {} } });
+            who.post("keys/upload", json!({ "one_time_keys": one_time })).await.ok();
+            let claim = json!({ "one_time_keys": { who.user_id(): { who.device_id(): "signed_curve25519" } } });
+            let claimed = other.post("keys/claim", claim).await.ok();
+            assert_eq!(claimed["one_time_keys"][who.user_id()][who.device_id()], one_time, "{claimed}");
+
+            let messages = json!({ "messages": { who.user_id(): { who.device_id(): { "words": "psst" } } } });
+            other.put(&format!("sendToDevice/org.example.whisper/{}", next()), messages).await.ok();
+            let heard = wait("the message has come", async || {
+                let synced = who.sync(None, &json!({})).await;
+                let events = synced["to_device"]["events"].as_array()?.clone();
+                events.into_iter().find(|event| event["type"] == "org.example.whisper")
+            })
+            .await;
+            assert_eq!((&heard["sender"], &heard["content"]["words"]), (&other.user_id().into(), &"psst".into()));
+        }
+    }
+}
+
+/// Keys of somebody's device, in the right form, signed by nobody whom a server would have to believe.
+fn device_keys(of: &Guest) -> Value {
+    let device = of.device_id();
+    json!({
+        "user_id": of.user_id(),
+        "device_id": device,
+        "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
+        "keys": {
+            format!("curve25519:{device}"): "wjLpTLRqbqBzLs63aYaEv2Boi6cFEbbM/sSRQ2oAKk4",
+            format!("ed25519:{device}"): "nE6W2fCblxDcOFmeEtCHNl8/l8bXcu7GKyAswA4r3mM",
+        },
+        "signatures": {},
+    })
 }

@@ -10,7 +10,8 @@ use myelin_store::{Event, RoomName, flags, testing::Fresh};
 use parking_lot::Mutex;
 use ruma::{
     CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId,
-    ServerName, UserId,
+    ServerName, UInt, UserId,
+    api::Direction,
     api::federation::{
         authorization::get_event_authorization,
         backfill::get_backfill,
@@ -20,15 +21,18 @@ use ruma::{
             RawStrippedState, create_invite, create_join_event, create_knock_event, create_leave_event,
             prepare_join_event, prepare_knock_event, prepare_leave_event,
         },
+        policy::sign_event,
         query::{get_profile_information, get_room_information},
-        space::get_hierarchy,
+        space::{SpaceHierarchyParentSummary, get_hierarchy},
         thirdparty::exchange_invite,
     },
+    room::RoomSummary,
     signatures::Ed25519KeyPair,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::policy::PolicyServer;
 use crate::{
     CreateRoom, Error, MembershipAction, Outcome, Preset, Result, Rooms, Template,
     remote::{Answer, RemoteError, RemoteServers, VerifyKeys, WantedKeys},
@@ -48,6 +52,8 @@ pub(super) struct Node {
 pub(super) struct Network {
     pub(super) nodes: Vec<Node>,
     cut: Mutex<HashSet<(usize, usize)>>,
+    /// Who signs events, under the names of the servers.
+    pub(super) policy_servers: Mutex<Vec<Arc<PolicyServer>>>,
 }
 
 struct Link {
@@ -69,7 +75,7 @@ impl Network {
             let queues = Mutex::new(vec![VecDeque::new(); count]);
             nodes.push(Node { rooms, queues, sent: Mutex::new(0), _database: database });
         }
-        let network = Arc::new(Self { nodes, cut: Mutex::default() });
+        let network = Arc::new(Self { nodes, cut: Mutex::default(), policy_servers: Mutex::default() });
         for (place, node) in network.nodes.iter().enumerate() {
             node.rooms.connect(Arc::new(Link { network: Arc::downgrade(&network), own: name(place), place }));
         }
@@ -199,6 +205,14 @@ impl Network {
     pub(super) async fn send(&self, place: usize, room_id: &RoomId, template: Template) -> Result<()> {
         let room = self.rooms(place).room(room_id).await?;
         self.rooms(place).send(&room, template, None).await.map(drop)
+    }
+
+    /// An event as a server would send it that asks nobody before; it does not keep it.
+    pub(super) async fn unasked(&self, place: usize, room_id: &RoomId, template: Template) -> Box<RawValue> {
+        let (rooms, room) = (self.rooms(place), self.room(place, room_id).await);
+        let mut object = rooms.attempts(&room).open().await.unwrap().propose(&template).await.unwrap();
+        rooms.sign(&mut object, &room.version).unwrap();
+        serde_json::value::to_raw_value(&object).unwrap()
     }
 
     /// A server's current state of a room: event ids by type and key.
@@ -398,10 +412,57 @@ impl RemoteServers for Link {
         }
     }
 
+    answered! {
+        fn hierarchy(link, rooms, request: get_hierarchy::v1::Request) -> get_hierarchy::v1::Response {
+            #[derive(Deserialize)]
+            struct Hierarchy {
+                room: SpaceHierarchyParentSummary,
+                children: Vec<RoomSummary>,
+                inaccessible_children: Vec<OwnedRoomId>,
+            }
+            let served = rooms.serve_hierarchy(&link.own, &request.room_id, request.suggested_only).await?;
+            let told: Hierarchy = serde_json::from_str(&serde_json::to_string(&served).unwrap()).unwrap();
+            let mut answer = get_hierarchy::v1::Response::new(told.room);
+            (answer.children, answer.inaccessible_children) = (told.children, told.inaccessible_children);
+            Ok(answer)
+        }
+        fn event_by_timestamp(link, rooms, request: get_event_by_timestamp::v1::Request)
+            -> get_event_by_timestamp::v1::Response
+        {
+            let direction = match request.dir {
+                Direction::Backward => myelin_store::Direction::Backward,
+                Direction::Forward => myelin_store::Direction::Forward,
+            };
+            let event = rooms.serve_event_at(&link.own, &request.room_id, request.ts.get().into(), direction).await?;
+            let ts = MilliSecondsSinceUnixEpoch(UInt::new_saturating(event.origin_server_ts()));
+            Ok(get_event_by_timestamp::v1::Response::new(event.event_id.clone(), ts))
+        }
+        fn profile(_link, rooms, request: get_profile_information::v1::Request)
+            -> get_profile_information::v1::Response
+        {
+            let account = rooms.store().account(&request.user_id).await?;
+            account.ok_or(Error::NotFound("there is no such user"))?;
+            let fields = rooms.store().member_profile(&request.user_id).await?;
+            Ok(fields.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect())
+        }
+    }
+
     unanswered! {
-        profile: get_profile_information,
         public_rooms: get_public_rooms_filtered,
-        hierarchy: get_hierarchy,
-        event_by_timestamp: get_event_by_timestamp,
+    }
+
+    fn sign_event<'a>(
+        &'a self,
+        server: &'a ServerName,
+        request: sign_event::v1::Request,
+    ) -> Answer<'a, sign_event::v1::Response> {
+        async move {
+            self.to(server)?;
+            let network = self.network.upgrade().unwrap();
+            let found = network.policy_servers.lock().iter().find(|policy| *policy.name == *server).cloned();
+            let nobody = || refused(server, Error::NotFound("this server is no policy server"));
+            found.ok_or_else(nobody)?.answer(&request.pdu)
+        }
+        .boxed()
     }
 }
