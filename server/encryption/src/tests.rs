@@ -160,8 +160,7 @@ async fn set_members(store: &Store, version: i64, users: &[(&UserId, Membership)
     };
     let json = r#"{"type":"m.room.message","sender":"@a:example.org","content":{},"origin_server_ts":1,"depth":1}"#;
     let event_id = ruma::EventId::parse(format!("$event{version}")).unwrap();
-    let head =
-        Head { version: version + 1, last_pos: 0, depth: 1, extremities: vec![version + 1], state_root: 0 };
+    let head = Head { version: version + 1, last_pos: 0, depth: 1, extremities: vec![version + 1], state_root: 0 };
     let append = Append {
         room_nid: 1,
         expected_version: version,
@@ -271,7 +270,10 @@ async fn lists_are_followed() {
         world.upload(&tablet, "two").await;
         let edus = world.take_edus().await;
         assert_eq!(edus.len(), 1);
-        assert_eq!(world.here.receive_edu(ruma::server_name!("bad.example"), &edus[0]).await.unwrap(), EduOutcome::Refused);
+        assert_eq!(
+            world.here.receive_edu(ruma::server_name!("bad.example"), &edus[0]).await.unwrap(),
+            EduOutcome::Refused
+        );
         assert_eq!(world.receive(&edus[0]).await, EduOutcome::Accepted);
         assert_eq!(world.found().await, devices(&[("LAPTOP", "one"), ("TABLET", "two")]));
         let before = world.here.store.position();
@@ -348,7 +350,10 @@ async fn messages_and_keys_cross_servers() {
         }
         let got = world.there.store.to_device_messages(world.eve.device_nid, 0, i64::MAX, 10).await.unwrap();
         assert_eq!(got.len(), 1);
-        assert_eq!((&*got[0].sender, &*got[0].event_type, &*got[0].content), ("@alice:example.org", "m.test", "{\"n\":1}"));
+        assert_eq!(
+            (&*got[0].sender, &*got[0].event_type, &*got[0].content),
+            ("@alice:example.org", "m.test", "{\"n\":1}")
+        );
         world.here.edus_sent(server, pending[0].0).await.unwrap();
         assert!(world.here.pending_edus(server, 100).await.unwrap().is_empty());
         world.close().await;

@@ -143,9 +143,9 @@ pub struct RoomWriter {
     pub(crate) base_version: i64,
     pub(crate) head: Head,
     pub(crate) extremities: Vec<Extremity>,
-    pub(crate) draft: Draft,
+    pub(crate) draft: Box<Draft>,
     /// What is known of the graph so far, by identifier; see [`crate::receive`].
-    pub(crate) graph: crate::receive::Known,
+    pub(crate) graph: Box<crate::receive::Known>,
 }
 
 /// What is to be committed.
@@ -209,8 +209,8 @@ impl RoomWriter {
             base_version: head.version,
             head,
             extremities,
-            draft: Draft::default(),
-            graph: crate::receive::Known::default(),
+            draft: Box::default(),
+            graph: Box::default(),
         })
     }
 
@@ -235,8 +235,8 @@ impl RoomWriter {
             base_version: 0,
             head: Head::default(),
             extremities: Vec::new(),
-            draft: Draft::default(),
-            graph: crate::receive::Known::default(),
+            draft: Box::default(),
+            graph: Box::default(),
         }
     }
 

@@ -196,12 +196,7 @@ impl Sync {
     }
 
     /// The other users whose membership in some rooms was set since a position: by room and user, whether joined.
-    async fn moves_in(
-        &self,
-        rooms: &MovedRooms,
-        user_nid: i64,
-        since: i64,
-    ) -> Result<HashMap<(i64, i64), Turn<bool>>> {
+    async fn moves_in(&self, rooms: &MovedRooms, user_nid: i64, since: i64) -> Result<HashMap<(i64, i64), Turn<bool>>> {
         let nids: Vec<i64> = rooms.own.keys().copied().collect();
         let mut moved = self.store.members_moved(&nids, since).await?;
         moved.retain(|(_, other, _)| *other != user_nid);

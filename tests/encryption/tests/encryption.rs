@@ -58,7 +58,6 @@ impl Device {
         let read: Arc<Mutex<BTreeSet<String>>> = Arc::default();
         let words = read.clone();
         client.add_event_handler(move |event: AnySyncTimelineEvent| {
-            eprintln!("{name} got {} from {}: {:?}", event.event_type(), event.sender(), text_of(&event));
             words.lock().unwrap().extend(text_of(&event));
             async {}
         });
@@ -96,6 +95,16 @@ impl Device {
         let room = self.room(room, RoomState::Joined).await;
         eventually(&format!("{} says {words}", self.name), PATIENCE, || async {
             room.send(RoomMessageEventContent::text_plain(words)).await.ok()
+        })
+        .await;
+    }
+
+    /// Waits until it has the keys of another device.
+    async fn knows(&self, other: &Device) {
+        let (user, device) = (other.client.user_id().unwrap(), other.client.device_id().unwrap());
+        eventually(&format!("{} knows {}", self.name, other.name), PATIENCE, || async {
+            let known = self.client.encryption().get_user_devices(user).await.unwrap();
+            known.get(device).map(drop)
         })
         .await;
     }
@@ -166,7 +175,6 @@ async fn encrypted_room(maker: &Device, guests: &[&Device]) -> OwnedRoomId {
 /// Two people with two devices each: every device decrypts every message, also those sent while it was offline, before
 /// and after the server was killed.
 async fn every_device_decrypts_everything(engine: Engine) {
-    tracing_subscriber::fmt().with_env_filter("matrix_sdk_crypto=debug,matrix_sdk::http_client=debug,matrix_sdk::client=debug").with_ansi(false).with_writer(std::io::stderr).init();
     let mut server = Homeserver::start(engine).await;
     for name in ["alice", "bob"] {
         register(&server, name).await;
@@ -180,11 +188,13 @@ async fn every_device_decrypts_everything(engine: Engine) {
         let room = device.room(&room, RoomState::Joined).await;
         assert!(room.latest_encryption_state().await.unwrap().is_encrypted());
     }
+    // The client encrypts for the devices that it knows, and asks for those that it is told of with its next sync.
     for device in &devices {
-        for user in [devices[0].client.user_id().unwrap(), devices[2].client.user_id().unwrap()] {
-            let known = device.client.encryption().get_user_devices(user).await.unwrap();
-            eprintln!("{} knows of {user}: {:?}", device.name, known.devices().map(|d| d.device_id().to_string()).collect::<Vec<_>>());
+        for other in &devices {
+            device.knows(other).await;
         }
+    }
+    for device in &devices {
         device.says(&room, &format!("{} is here", device.name)).await;
     }
     for device in &devices {
@@ -214,12 +224,10 @@ async fn every_device_decrypts_everything(engine: Engine) {
     // A device that comes now reads what comes from now on, whoever says it; and one that goes hears no more.
     let late = Device::log_in(&server, "bob", "B3").await;
     late.room(&room, RoomState::Joined).await;
-    eventually("alice knows of the new device", PATIENCE, || async {
-        let bob = late.client.user_id().unwrap();
-        let known = devices[0].client.encryption().get_user_devices(bob).await.unwrap();
-        known.get(late.client.device_id().unwrap()).map(drop)
-    })
-    .await;
+    for device in &devices {
+        device.knows(&late).await;
+        late.knows(device).await;
+    }
     devices[0].says(&room, "welcome").await;
     late.says(&room, "thanks").await;
     for device in devices.iter().chain([&late]) {
@@ -268,7 +276,10 @@ async fn a_new_device_recovers(engine: Engine) {
     eventually("the new device is verified", PATIENCE, || async {
         let own = first.client.user_id().unwrap();
         let devices = first.client.encryption().get_user_devices(own).await.unwrap();
-        devices.get(second.client.device_id().unwrap()).filter(|device| device.is_verified_with_cross_signing()).map(drop)
+        devices
+            .get(second.client.device_id().unwrap())
+            .filter(|device| device.is_verified_with_cross_signing())
+            .map(drop)
     })
     .await;
 }

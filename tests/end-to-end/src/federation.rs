@@ -4,7 +4,7 @@ use std::{
     sync::Arc,
 };
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -34,12 +34,15 @@ impl Authority {
         let authority =
             Self { folder: tempfile::Builder::new().prefix("myelin-ca-").tempdir().expect("make a folder") };
         let mut params = CertificateParams::new(Vec::new()).expect("an authority has no names");
+        // Names that differ: OpenSSL takes a certificate that names itself as its issuer for a root.
+        params.distinguished_name.push(DnType::CommonName, "The tests' authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("make a key");
         let root = params.self_signed(&key).expect("sign the root");
         fs::write(authority.root(), root.pem()).expect("write the root");
 
-        let names = CertificateParams::new(vec!["localhost".to_owned()]).expect("localhost is a name");
+        let mut names = CertificateParams::new(vec!["localhost".to_owned()]).expect("localhost is a name");
+        names.distinguished_name.push(DnType::CommonName, "localhost");
         let key_of_all = KeyPair::generate().expect("make a key");
         let certificate = names.signed_by(&key_of_all, &Issuer::new(params, key)).expect("sign a certificate");
         fs::write(authority.certificate(), certificate.pem()).expect("write the certificate");

@@ -23,9 +23,8 @@ fn key(index: u32) -> Value {
 async fn backups_are_kept() {
     on_both(async |server: &Server| {
         let (alice, bob) = (server.user("alice").await, server.user("bob").await);
-        let ask = async |method: Method, path: &str, body: Value| {
-            server.request(method, path, Some(&alice), &body).await
-        };
+        let ask =
+            async |method: Method, path: &str, body: Value| server.request(method, path, Some(&alice), &body).await;
         let none = ask(Method::GET, VERSION, json!({})).await;
         assert_eq!(none.errcode(StatusCode::NOT_FOUND), "M_NOT_FOUND");
         let early = ask(Method::PUT, &format!("{KEYS}?version=1"), json!({ "rooms": {} })).await;
@@ -80,9 +79,8 @@ async fn backups_are_kept() {
 async fn wrong_backups_are_refused() {
     on_both(async |server: &Server| {
         let alice = server.user("alice").await;
-        let ask = async |method: Method, path: &str, body: Value| {
-            server.request(method, path, Some(&alice), &body).await
-        };
+        let ask =
+            async |method: Method, path: &str, body: Value| server.request(method, path, Some(&alice), &body).await;
         for name in ["a", "b"] {
             ask(Method::POST, VERSION, description(name)).await.json(StatusCode::OK);
         }

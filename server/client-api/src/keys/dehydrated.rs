@@ -23,10 +23,7 @@ use serde_json::{
 use super::owner;
 use crate::{Services, errors::Result};
 
-pub(super) async fn put(
-    State(services): State<Services>,
-    request: Matrix<put_device::Request>,
-) -> Result<RawJson> {
+pub(super) async fn put(State(services): State<Services>, request: Matrix<put_device::Request>) -> Result<RawJson> {
     let session = request.session();
     session.require_full_account()?;
     let body = &request.body;
@@ -69,8 +66,7 @@ pub(super) async fn events(
 ) -> Result<Reply<get_events::Response>> {
     let user_nid = request.session().user_nid;
     let get_events::Request { device_id, next_batch, .. } = &request.body;
-    let (messages, next) =
-        services.encryption.dehydrated_messages(user_nid, device_id, next_batch.as_deref()).await?;
+    let (messages, next) = services.encryption.dehydrated_messages(user_nid, device_id, next_batch.as_deref()).await?;
     let events = messages.iter().map(told).collect::<Result<_, serde_json::Error>>().map_err(ApiError::unknown)?;
     let mut response = get_events::Response::new(events);
     response.next_batch = Some(next);

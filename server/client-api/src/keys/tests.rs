@@ -370,8 +370,12 @@ async fn device_lists_follow_rooms() {
         assert_eq!((news(&alice).await, news(&bob).await), (told(&[], &[]), told(&[], &[])));
         act(&bob, &second, "leave").await;
         assert_eq!((news(&alice).await, news(&bob).await), (told(&[], &["bob"]), told(&[], &["alice"])));
-        bob.upload(server, json!({ "device_keys": Device { key: Key::new(&bob.user, Some("B")), token: String::new(),
-            user: bob.user.clone(), id: bob.id.clone() }.identity() })).await;
+        bob.upload(
+            server,
+            json!({ "device_keys": Device { key: Key::new(&bob.user, Some("B")), token: String::new(),
+            user: bob.user.clone(), id: bob.id.clone() }.identity() }),
+        )
+        .await;
         assert_eq!(news(&alice).await, told(&[], &[]), "they share nothing");
         act(&bob, &secret, "join").await;
         assert_eq!(news(&alice).await, told(&["bob"], &[]));
@@ -436,7 +440,8 @@ async fn dehydrated_devices_wait() {
         }
         let events = format!("{DEHYDRATED}/WAITING/events");
         let got = server.post(&events, Some(&phone.token), &json!({})).await.json(StatusCode::OK);
-        let numbers: Vec<&Value> = got["events"].as_array().unwrap().iter().map(|event| &event["content"]["n"]).collect();
+        let numbers: Vec<&Value> =
+            got["events"].as_array().unwrap().iter().map(|event| &event["content"]["n"]).collect();
         assert_eq!(numbers, [0, 1, 2]);
         assert_eq!(got["events"][0]["sender"], bob.user);
         let next = json!({ "next_batch": got["next_batch"] });

@@ -31,7 +31,8 @@ async fn messages_are_delivered_until_acknowledged() {
         let start = sync(server, &bob, None).await;
         for n in 0..3 {
             for _ in 0..2 {
-                let messages = json!({ &bob.user: { "B": { "n": n }, "NONE": { "n": 9 } }, "@none:example.org": { "*": {} } });
+                let messages =
+                    json!({ &bob.user: { "B": { "n": n }, "NONE": { "n": 9 } }, "@none:example.org": { "*": {} } });
                 assert_eq!(send(server, &alice, &format!("{n}"), messages).await, StatusCode::OK);
             }
         }

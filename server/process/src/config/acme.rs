@@ -150,8 +150,7 @@ mod tests {
     use crate::config::Listener;
 
     fn problems(change: impl FnOnce(&mut Config)) -> Vec<String> {
-        let mut config = Config::default();
-        config.server_name = "example.org".try_into().unwrap();
+        let mut config = Config { server_name: "example.org".try_into().unwrap(), ..Config::default() };
         config.tls.mode = TlsMode::Acme;
         config.acme.accept_terms = true;
         config.listeners.push(Listener { address: "127.0.0.1:443".parse().unwrap(), tls: true, ..Listener::default() });

@@ -25,15 +25,14 @@ use ruma::{
     signatures::verify_policy_server_signature,
 };
 use ruma_state_res::Event as _;
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 use tokio::{sync::OnceCell, time::timeout};
 
 use super::{Incoming, Verdict};
 use crate::{Error, Pdu, Result, RoomWriter, Rooms, remote::RemoteError, writer::rules_of};
 
 /// Snapshots of which it is remembered whether they have a policy.
-const SNAPSHOTS: usize = 65_536;
+const SNAPSHOTS: usize = 16_384;
 /// How long a policy server may take for an event.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take for all the events of a transaction.
@@ -83,20 +82,12 @@ impl Policy {
     /// "Valid means `content` contains at least: A string value for `via`. An object value for `public_keys` containing
     /// at least a string value for `ed25519`."
     fn new(event_nid: i64, content: &str) -> Option<Self> {
-        #[derive(Deserialize)]
-        struct Content {
-            via: String,
-            public_keys: Keys,
-        }
-        #[derive(Deserialize)]
-        struct Keys {
-            ed25519: String,
-        }
-        let said: Content = serde_json::from_str(content).ok()?;
+        let said: Map<String, Value> = serde_json::from_str(content).ok()?;
+        let key = said.get("public_keys")?.as_object()?.get("ed25519")?.as_str()?;
         // No user has joined from what is no server.
-        let via = OwnedServerName::try_from(said.via).ok()?;
+        let via = OwnedServerName::try_from(said.get("via")?.as_str()?).ok()?;
         // By what is no key nothing is signed, which closes the room as any wrong key does.
-        let key = Base64::parse(&said.public_keys.ed25519).unwrap_or_else(|_| Base64::new(Vec::new()));
+        let key = Base64::parse(key).unwrap_or_else(|_| Base64::new(Vec::new()));
         Some(Self { event_nid, content: RoomPolicyEventContent::new(via, key) })
     }
 

@@ -261,7 +261,7 @@ impl Pair<'_> {
             let messages = json!({ "messages": { who.user_id(): { who.device_id(): { "words": "psst" } } } });
             other.put(&format!("sendToDevice/org.example.whisper/{}", next()), messages).await.ok();
             let heard = wait("the message has come", async || {
-                let synced = who.sync(None, &json!({})).await;
+                let synced = who.everything().await;
                 let events = synced["to_device"]["events"].as_array()?.clone();
                 events.into_iter().find(|event| event["type"] == "org.example.whisper")
             })

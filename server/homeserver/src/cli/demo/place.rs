@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use rand::Rng as _;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
 use crate::exit::{Exit, Failure};
@@ -86,11 +86,14 @@ impl Site {
     /// A certificate of an authority that nobody else trusts, and whose key nobody keeps.
     fn write_certificate(&self) -> anyhow::Result<()> {
         let mut params = CertificateParams::new(Vec::new())?;
+        // Names that differ: OpenSSL takes a certificate that names itself as its issuer for a root.
+        params.distinguished_name.push(DnType::CommonName, "myelin demo");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let root_key = KeyPair::generate()?;
         let root = params.self_signed(&root_key)?;
         let key = KeyPair::generate()?;
-        let names = CertificateParams::new(vec!["localhost".to_owned()])?;
+        let mut names = CertificateParams::new(vec!["localhost".to_owned()])?;
+        names.distinguished_name.push(DnType::CommonName, "localhost");
         let certificate = names.signed_by(&key, &Issuer::new(params, root_key))?;
         fs::write(self.file("root.pem"), root.pem())?;
         fs::write(self.file("certificate.pem"), certificate.pem())?;

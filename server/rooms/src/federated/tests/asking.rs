@@ -10,7 +10,7 @@ use crate::{InitialState, serve::HierarchyRequest};
 #[tokio::test]
 async fn profiles_of_others() {
     on_both(2, async |network| {
-        let (alice, bob) = (user("alice", 0), user("bob", 1));
+        let bob = user("bob", 1);
         make_account(network, 1, &bob).await;
         let rooms = network.rooms(0);
         assert!(rooms.profile_elsewhere(&bob).await.unwrap().iter().next().is_none());

@@ -55,7 +55,7 @@ impl PolicyServer {
             });
         }
         let rules = RoomVersionId::V11.rules().unwrap();
-        let mut redacted = redact(&object, &rules.redaction, None).unwrap();
+        let mut redacted = redact(object, &rules.redaction, None).unwrap();
         redacted.remove("signatures");
         ruma::signatures::sign_json(self.name.as_str(), &self.key, &mut redacted).unwrap();
         let signatures = redacted["signatures"].as_object().unwrap()[self.name.as_str()].as_object().unwrap();
