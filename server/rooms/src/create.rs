@@ -78,7 +78,7 @@ impl Rooms {
     pub async fn create(self: &Arc<Self>, wanted: CreateRoom) -> Result<Arc<RoomName>> {
         for _ in 0..TRIES {
             if let Some(room) = Box::pin(self.try_to_create(&wanted)).await? {
-                self.invite_others(&room, &wanted).await;
+                Box::pin(self.invite_others(&room, &wanted)).await;
                 return Ok(room);
             }
         }
@@ -225,7 +225,7 @@ impl Rooms {
     async fn invite_others(self: &Arc<Self>, room: &Arc<RoomName>, wanted: &CreateRoom) {
         for invited in wanted.invite.iter().filter(|invited| invited.server_name() != self.server_name) {
             let sent = match self.invitation(invited, wanted).await {
-                Ok(member) => self.invite_through(room, &wanted.creator, invited, member).await,
+                Ok(member) => Box::pin(self.invite_through(room, &wanted.creator, invited, member)).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = sent {

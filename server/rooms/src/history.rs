@@ -167,7 +167,7 @@ impl Rooms {
             if is_backward && page.is_last && page.events.len() < request.limit && fetches < FETCHES {
                 // Other servers may know more of the room.
                 fetches += 1;
-                page.is_last = !self.backfill(&reader.room).await?;
+                page.is_last = !Box::pin(self.backfill(&reader.room)).await?;
             }
             if page.is_last || page.events.len() >= request.limit {
                 break;

@@ -244,14 +244,14 @@ impl Attempts<'_> {
     /// [`Error::Busy`] after too many tries.
     pub async fn open(&mut self) -> Result<RoomWriter> {
         self.left = self.left.checked_sub(1).ok_or(Error::Busy)?;
-        RoomWriter::open(self.rooms, self.room).await
+        Box::pin(RoomWriter::open(self.rooms, self.room)).await
     }
 
     /// [`Self::open`], once all that was written to the room before is committed: for those who read the graph.
     pub(crate) async fn open_settled(&mut self) -> Result<RoomWriter> {
         loop {
             let writer = self.open().await?;
-            if let Some(writer) = writer.settle().await? {
+            if let Some(writer) = Box::pin(writer.settle()).await? {
                 return Ok(writer);
             }
         }

@@ -40,7 +40,7 @@ impl Rooms {
             .and_then(Membership::from_word)
             .ok_or_else(|| Error::BadJson("membership must be one that the specification knows".into()))?;
         if membership == Membership::Invite && target.server_name() != self.server_name {
-            return self.invite_through(room, sender, &target, content).await;
+            return Box::pin(self.invite_through(room, sender, &target, content)).await;
         }
         // Only we say who has authorised a join.
         content.remove("join_authorised_via_users_server");

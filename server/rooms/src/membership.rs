@@ -65,10 +65,10 @@ impl Rooms {
         must_be_an_id(target)?;
         let content = self.member_content(target, action.word(), reason).await?;
         if action == MembershipAction::Invite && target.server_name() != self.server_name {
-            return self.invite_through(room, sender, target, content).await.map(drop);
+            return Box::pin(self.invite_through(room, sender, target, content)).await.map(drop);
         }
         if action == MembershipAction::Leave && !self.is_held_here(room).await? {
-            return self.leave_through(room, target, reason).await;
+            return Box::pin(self.leave_through(room, target, reason)).await;
         }
         let mut attempts = self.attempts(room);
         loop {
@@ -105,7 +105,7 @@ impl Rooms {
             match entered {
                 Err(Error::UnableToAuthoriseJoin | Error::UnableToGrantJoin) if others.len() > 1 => {
                     let content = self.member_content(user_id, action.word(), reason).await?;
-                    return self.join_through(room_id, &others, user_id, &content).await.map(drop);
+                    return Box::pin(self.join_through(room_id, &others, user_id, &content)).await.map(drop);
                 }
                 outcome => return outcome,
             }
@@ -125,8 +125,8 @@ impl Rooms {
         }
         let content = self.member_content(user_id, action.word(), reason).await?;
         match action {
-            MembershipAction::Knock => self.knock_through(room_id, &via, user_id, &content).await,
-            _ => self.join_through(room_id, &via, user_id, &content).await.map(drop),
+            MembershipAction::Knock => Box::pin(self.knock_through(room_id, &via, user_id, &content)).await,
+            _ => Box::pin(self.join_through(room_id, &via, user_id, &content)).await.map(drop),
         }
     }
 

@@ -135,7 +135,7 @@ pub(crate) type AuthState = Vec<((StateEventType, String), Arc<Pdu>)>;
 pub struct RoomWriter {
     pub(crate) rooms: Arc<Rooms>,
     pub(crate) room: Arc<RoomName>,
-    pub(crate) rules: RoomVersionRules,
+    pub(crate) rules: Box<RoomVersionRules>,
     pub(crate) slot: OwnedMutexGuard<Option<Loaded>>,
     /// The head was read from the database just now.
     is_fresh: bool,
@@ -203,7 +203,7 @@ impl RoomWriter {
         Ok(Self {
             rooms: rooms.clone(),
             room: room.clone(),
-            rules,
+            rules: Box::new(rules),
             slot,
             is_fresh,
             base_version: head.version,
@@ -229,7 +229,7 @@ impl RoomWriter {
         Self {
             rooms: rooms.clone(),
             room,
-            rules,
+            rules: Box::new(rules),
             slot,
             is_fresh: true,
             base_version: 0,
@@ -343,7 +343,7 @@ impl RoomWriter {
         if [&template.event_type].into_iter().chain(&template.state_key).any(|name| name.len() > NAME_BYTES_MAX) {
             return Err(Error::TooLarge);
         }
-        let built = self.build(&template).await?;
+        let built = Box::pin(self.build(&template)).await?;
         let Built { object: _, signed, event_id, auth, auth_nids, key_nid } = built;
         let replaces = match key_nid {
             Some(key_nid) => self.state_pdus(&[key_nid]).await?.pop().flatten(),
@@ -363,14 +363,14 @@ impl RoomWriter {
         if key_nid.is_some() {
             self.draft.auth_edges.push((nid, auth_nids));
         }
-        self.add(&template, pdu, json, key_nid, replaces.map(|pdu| pdu.nid)).await?;
+        Box::pin(self.add(&template, pdu, json, key_nid, replaces.map(|pdu| pdu.nid))).await?;
         Ok(Appended { event_id, is_new: true })
     }
 
     /// The event that a template would become here, without hash and signature, for another server to complete. The
     /// rules of the room allow it; the draft stays as it is.
     pub(crate) async fn propose(&mut self, template: &Template) -> Result<CanonicalJsonObject> {
-        let built = self.build(template).await?;
+        let built = Box::pin(self.build(template)).await?;
         let json = serde_json::to_string(&built.signed).map_err(|error| Error::BadJson(error.to_string()))?;
         let pdu = Arc::new(Pdu::parse(0, self.next_depth(), built.event_id, &json, false, &self.rules)?);
         self.authorise(&pdu, &built.auth)?;
@@ -606,7 +606,12 @@ impl RoomWriter {
     }
 
     /// Queues the draft and lets the next writer in; answers once it is committed.
-    pub async fn submit(mut self) -> Result<Committed> {
+    pub async fn submit(self) -> Result<Committed> {
+        // What waits for the commit is kept small: there are many at a time.
+        Box::pin(self.commit()).await
+    }
+
+    async fn commit(mut self) -> Result<Committed> {
         if self.draft.is_empty() {
             return self.confirm().await;
         }

@@ -128,7 +128,6 @@ impl Sync {
             account_data: Events { events: global_data },
             presence: Events { events: presence },
             rooms,
-            ..Answer::default()
         };
         let parts = RoomParts { receipts, read, typing, room_data };
         Box::pin(self.write_rooms(request, since, to, &settings, sorted.drafts, parts, &mut answer)).await?;

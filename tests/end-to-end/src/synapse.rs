@@ -176,6 +176,7 @@ enable_registration: true
 enable_registration_without_verification: true
 registration_shared_secret: 'the secret of the operators'
 allow_public_rooms_over_federation: true
+room_list_publication_rules: [{{ action: allow }}]
 bcrypt_rounds: 4
 federation: {{ destination_min_retry_interval: 100, destination_retry_multiplier: 1, destination_max_retry_interval: 500 }}
 federation_rr_transactions_per_room_per_second: 1000

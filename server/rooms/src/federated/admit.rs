@@ -218,7 +218,7 @@ impl Rooms {
         }
         let mut signed = received.object.clone();
         self.sign(&mut signed, &room.version)?;
-        self.verified(&*raw(&signed)?, room).await
+        self.verified(&raw(&signed)?, room).await
     }
 
     /// Puts a membership into the room, to be sent to its other servers too.
@@ -231,7 +231,7 @@ impl Rooms {
         let event_id = incoming.event_id.clone();
         let receiver = self.receivers.of(room.nid);
         let _receiving = receiver.lock().await;
-        let verdicts = self.put_in_judged(room, origin, vec![incoming], Place::TimelineAndOn).await?;
+        let verdicts = Box::pin(self.put_in_judged(room, origin, vec![incoming], Place::TimelineAndOn)).await?;
         match verdicts.into_iter().find(|(found, _)| *found == event_id) {
             Some((_, Verdict::Accepted | Verdict::Known)) => self.received(&event_id).await,
             Some((_, Verdict::Rejected(reason) | Verdict::SoftFailed(reason))) => Err(Error::Forbidden(reason)),

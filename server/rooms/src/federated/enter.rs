@@ -50,7 +50,7 @@ impl Rooms {
         let servers = self.servers_to_ask(room_id, via);
         let mut refusal = Error::NotFound("no server is known that is in the room");
         for server in servers {
-            match self.join_by(&server, room_id, user_id, content).await {
+            match Box::pin(self.join_by(&server, room_id, user_id, content)).await {
                 Ok(room) => return Ok(room),
                 Err(error) => {
                     tracing::info!(room.id = %room_id, %error, "could not join through {server}: {error}");
@@ -98,7 +98,7 @@ impl Rooms {
         events.extend(self.checked(room_id, &version, &answer.auth_chain).await?.1);
         must_begin(&events, &version)?;
         let entrance = Entrance { version, join, events, state };
-        self.settle_in(room_id, user_id, server, entrance).await
+        Box::pin(self.settle_in(room_id, user_id, server, entrance)).await
     }
 
     /// Reads and verifies the events of a state. Those that are not as they must be are left out.
@@ -173,7 +173,7 @@ impl Rooms {
     ) -> Result<()> {
         let mut refusal = Error::NotFound("no server is known that is in the room");
         for server in self.servers_to_ask(room_id, via) {
-            match self.knock_by(&server, room_id, user_id, content).await {
+            match Box::pin(self.knock_by(&server, room_id, user_id, content)).await {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     tracing::info!(room.id = %room_id, %error, "could not knock through {server}: {error}");
@@ -232,7 +232,7 @@ impl Rooms {
             object.insert("event_id".into(), text(EventId::new_v1(&self.server_name).as_str()));
         }
         self.sign(&mut object, version)?;
-        let received = parse(&*raw(&object)?, room_id, &rules)?;
+        let received = parse(&raw(&object)?, room_id, &rules)?;
         let json = serde_json::to_string(&received.object).map_err(Error::Corrupt)?;
         let depth = match received.object.get("depth") {
             Some(CanonicalJsonValue::Integer(depth)) => i64::from(*depth),

@@ -48,7 +48,7 @@ impl Rooms {
         self.sign(&mut object, &room.version)?;
         let object = self.recommended_in(room, object).await?;
         let rules = rules_of(&room.version)?;
-        let event_id = parse(&*raw(&object)?, &room.room_id, &rules)?.event_id;
+        let event_id = parse(&raw(&object)?, &room.room_id, &rules)?.event_id;
         let stripped = self.told_state_at(root).await?;
         let request = create_invite::v2::Request::new(
             room.room_id.clone(),
@@ -63,7 +63,7 @@ impl Rooms {
         let incoming = verify(self, &rules, vec![signed]).await?.pop().ok_or(Error::Gap)??;
         let receiver = self.receivers.of(room.nid);
         let _receiving = receiver.lock().await;
-        let verdicts = self.put_in_judged(room, server, vec![incoming], Place::Timeline).await?;
+        let verdicts = Box::pin(self.put_in_judged(room, server, vec![incoming], Place::Timeline)).await?;
         match verdicts.into_iter().find(|(found, _)| *found == event_id) {
             Some((_, Verdict::Accepted | Verdict::Known)) => Ok(event_id),
             Some((_, Verdict::Rejected(reason) | Verdict::SoftFailed(reason))) => Err(Error::Forbidden(reason)),
@@ -154,7 +154,7 @@ impl Rooms {
         let mut content = self.member_content(&target, "invite", None).await?;
         content.insert("third_party_invite".into(), invite);
         if target.server_name() != self.server_name {
-            return self.invite_through(&room, &sender, &target, content).await.map(drop);
+            return Box::pin(self.invite_through(&room, &sender, &target, content)).await.map(drop);
         }
         self.set_member_state(&room, &sender, target.as_str(), content, false).await.map(drop)
     }

@@ -97,7 +97,7 @@ impl Rooms {
             ("prev_events".to_owned(), CanonicalJsonValue::Array(vec![reference.clone()])),
             ("auth_events".to_owned(), CanonicalJsonValue::Array(vec![reference])),
         ]);
-        self.completed(&*raw(&template)?, &room.room_id, &room.version, user_id, content)
+        self.completed(&raw(&template)?, &room.room_id, &room.version, user_id, content)
     }
 
     /// The servers that may know a room: those given, and the one in its identifier; not this one.

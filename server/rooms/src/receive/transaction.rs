@@ -270,7 +270,7 @@ impl Rooms {
         if events.is_empty() {
             return Ok(());
         }
-        for (event_id, verdict) in self.put_in_judged(&room, origin, events, Place::Timeline).await? {
+        for (event_id, verdict) in Box::pin(self.put_in_judged(&room, origin, events, Place::Timeline)).await? {
             let (event_id, outcome) = told(&room, event_id, verdict);
             if event_ids.contains(&event_id) {
                 outcomes.push((event_id, outcome));

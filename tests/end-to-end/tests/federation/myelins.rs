@@ -17,7 +17,7 @@ async fn two_myelins_share_rooms(engine: Engine) {
         pair.refuse().await;
         pair.knock().await;
         pair.restrict().await;
-        //LOOKUP pair.look_up().await;
+        pair.look_up().await;
         pair.read_back(120).await;
     }
 }

@@ -186,6 +186,7 @@ async fn events_by_time_from_others() {
             template.timestamp_ms = Some(start + number * 1000);
             network.send(0, &room_id, template).await.unwrap();
         }
+        network.forget(0, 1).await;
         network.enter(1, &room_id, 0, &bob, Join).await.unwrap();
         network.deliver().await;
         let rooms = network.rooms(1);

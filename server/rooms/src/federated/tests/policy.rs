@@ -199,7 +199,7 @@ async fn device(network: &Network, user: &UserId) -> i64 {
 /// Redactions, memberships and invitations are shown too, and have their effects.
 #[tokio::test]
 async fn all_kinds_of_events_are_shown() {
-    on_both(3, async |network| {
+    on_both(4, async |network| {
         let (room_id, policy) = guarded_room(network).await;
         let (alice, bob, carol) = (user("alice", 0), user("bob", 1), user("carol", 1));
         make_account(network, 1, &carol).await;
@@ -216,12 +216,12 @@ async fn all_kinds_of_events_are_shown() {
         network.enter(1, &room_id, 0, &carol, Join).await.unwrap();
         network.deliver().await;
         assert!(policy.take_asked() >= 1, "a join through another server is shown by that server");
-        let spam = user("spam", 1);
-        make_account(network, 1, &spam).await;
+        let spam = user("spam", 3);
+        make_account(network, 3, &spam).await;
         let invited = network.change(0, &room_id, &alice, &spam, Invite).await;
         assert!(matches!(invited, Err(Error::NotRecommended(_))));
-        assert_eq!(membership(network, 1, &room_id, &spam).await, None, "nobody hears of it");
-        assert!(matches!(network.enter(1, &room_id, 0, &spam, Join).await, Err(Error::Forbidden(_))));
+        assert_eq!(membership(network, 3, &room_id, &spam).await, None, "nobody hears of it");
+        assert!(matches!(network.enter(3, &room_id, 0, &spam, Join).await, Err(Error::Forbidden(_))));
         must_agree(network, &room_id, &[0, 2]).await;
     })
     .await;
