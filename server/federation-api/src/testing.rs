@@ -268,7 +268,11 @@ fn versions_of(versions: &[RoomVersionId]) -> String {
 
 impl RemoteWrites for Writes {
     /// An event says itself what its identifier is, and whether it is bad.
-    fn receive<'a>(&'a self, origin: &'a ServerName, pdus: Vec<Box<RawValue>>) -> BoxFuture<'a, myelin_rooms::Result<Vec<Outcome>>> {
+    fn receive<'a>(
+        &'a self,
+        origin: &'a ServerName,
+        pdus: Vec<Box<RawValue>>,
+    ) -> BoxFuture<'a, myelin_rooms::Result<Vec<Outcome>>> {
         Box::pin(async move {
             self.calls.lock().push(format!("receive {origin} {}", pdus.len()));
             let _open = self.gate.lock().await;

@@ -263,14 +263,14 @@ impl Attempts<'_> {
     /// In a room with a policy server, events of ours are shown to it before, and are not committed if it refuses them.
     pub async fn finish<T>(&mut self, mut writer: RoomWriter, built: Result<T>) -> Result<Option<T>> {
         match built {
-            Ok(built) => match writer.unseen().await? {
-                None => Ok(self.submit(writer).await?.map(|_| built)),
+            Ok(built) => match Box::pin(writer.unseen()).await? {
+                None => Ok(Box::pin(self.submit(writer)).await?.map(|_| built)),
                 Some(unseen) => {
                     drop(writer);
-                    Ok(self.rooms.put_in_recommended(self.room, unseen).await?.then_some(built))
+                    Ok(Box::pin(self.rooms.put_in_recommended(self.room, unseen)).await?.then_some(built))
                 }
             },
-            Err(_) if writer.give_up().await? => Ok(None),
+            Err(_) if Box::pin(writer.give_up()).await? => Ok(None),
             Err(error) => Err(error),
         }
     }

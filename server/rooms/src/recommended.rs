@@ -46,7 +46,7 @@ impl RoomWriter {
             let parts = event.parts();
             Ok(Drafted { json, transaction: parts.device_nid.zip(parts.txn) })
         };
-        let events = self.draft.events.iter().map(|event| drafted(event)).collect::<Result<_>>()?;
+        let events = self.draft.events.iter().map(drafted).collect::<Result<_>>()?;
         Ok(Some(Unseen { policy, events }))
     }
 }
@@ -70,7 +70,7 @@ impl Rooms {
             let received = parse(&drafted.json, &room.room_id, &rules)?;
             let object = self.shown_to(&policy, received.object, &rules).await?;
             let json = serde_json::to_string(&object).map_err(Error::Corrupt)?;
-            let signed = parse(&*RawValue::from_string(json).map_err(Error::Corrupt)?, &room.room_id, &rules)?;
+            let signed = parse(&RawValue::from_string(json).map_err(Error::Corrupt)?, &room.room_id, &rules)?;
             let event = Incoming::new(signed.event_id, &signed.object, &rules)?;
             opinions.note(&event.event_id, &policy, Ok(()));
             transactions.extend(drafted.transaction.map(|transaction| (event.event_id.clone(), transaction)));

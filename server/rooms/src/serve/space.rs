@@ -57,7 +57,7 @@ enum At {
     /// We do.
     Here(Arc<RoomName>, Arc<Told>),
     /// Another server did already; it has no children.
-    Near(RoomSummary),
+    Near(Box<RoomSummary>),
     /// One of these may.
     Elsewhere(Vec<OwnedServerName>),
 }
@@ -65,7 +65,7 @@ enum At {
 /// A room of the page.
 enum Found {
     Here(Arc<RoomName>, Arc<Told>),
-    Elsewhere(RoomSummary),
+    Elsewhere(Box<RoomSummary>),
 }
 
 /// A walk.
@@ -181,7 +181,7 @@ impl Walk<'_> {
                 if stop.depth < self.request.max_depth {
                     self.push(&room.children, Some(&room), stop.depth + 1).await?;
                 }
-                self.pass(Found::Elsewhere(room.summary.clone()), &room.children)
+                self.pass(Found::Elsewhere(Box::new(room.summary.clone())), &room.children)
             }
         }
     }
@@ -224,7 +224,7 @@ impl Walk<'_> {
                         if !self.rooms.is_open_elsewhere(&self.places, near).await? {
                             continue;
                         }
-                        At::Near(near.clone())
+                        At::Near(Box::new(near.clone()))
                     }
                     _ => At::Elsewhere(child.via.clone()),
                 },
@@ -253,7 +253,7 @@ impl Walk<'_> {
         for (found, children_state) in self.found {
             let summary = match found {
                 Found::Here(..) => here.next(),
-                Found::Elsewhere(summary) => Some(summary),
+                Found::Elsewhere(summary) => Some(*summary),
             };
             rooms.extend(summary.map(|summary| SpaceRoom { summary, children_state }));
         }

@@ -58,7 +58,8 @@ impl Rooms {
     pub async fn event_at(self: &Arc<Self>, reader: &Reader<'_>, ts: u64, direction: Direction) -> Result<Arc<Event>> {
         let asker = Asker::User(reader);
         if self.remote().is_ok() && self.begins_after(&reader.room, ts).await? {
-            let fetched = tokio::time::timeout(PATIENCE, self.fetch_history_at(&reader.room, ts, direction)).await;
+            let fetched =
+                tokio::time::timeout(PATIENCE, Box::pin(self.fetch_history_at(&reader.room, ts, direction))).await;
             match fetched {
                 Ok(outcome) => outcome?,
                 Err(_) => tracing::info!(room.id = %reader.room.room_id, "fetching history up to a time took too long"),
@@ -81,7 +82,7 @@ impl Rooms {
         let Some(wanted) = self.event_elsewhere_at(room, ts, direction).await? else { return Ok(()) };
         for _ in 0..FETCHES {
             let known = self.store.event_by_id(&wanted).await?;
-            if known.is_some_and(|event| !event.is_outlier()) || !self.backfill(room).await? {
+            if known.is_some_and(|event| !event.is_outlier()) || !Box::pin(self.backfill(room)).await? {
                 break;
             }
         }

@@ -139,10 +139,7 @@ impl Guest {
     /// Waits until one's sync has the room in a section, such as `invite`, and returns what it says of it.
     pub(crate) async fn finds(&self, section: &str, room: &str) -> Value {
         let what = format!("{} finds {room} in {section}", self.user_id());
-        wait(&what, async || {
-            self.everything().await["rooms"][section].get(room).cloned()
-        })
-        .await
+        wait(&what, async || self.everything().await["rooms"][section].get(room).cloned()).await
     }
 
     /// The answer to a sync from the beginning, with rooms that were left.
