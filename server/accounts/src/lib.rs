@@ -7,6 +7,7 @@ mod devices;
 mod error;
 mod filters;
 mod login;
+mod openid;
 mod passwords;
 mod profiles;
 mod register;
@@ -32,6 +33,7 @@ pub use self::{
     error::{Error, Result},
     filters::FILTER_BYTES_MAX,
     login::{LoggedIn, LoginToken, NewDevice},
+    openid::OpenIdToken,
     passwords::PasswordCost,
     profiles::{BoxFuture, Field, MemberProfile, PROFILE_BYTES_MAX, ProfileObserver},
     register::{NewUser, Registration},

@@ -12,6 +12,8 @@ const ACCESS: &str = "myl_";
 const REFRESH: &str = "mylr_";
 /// The prefix of login tokens.
 const LOGIN: &str = "myll_";
+/// The prefix of tokens that tell who a user is.
+const OPENID: &str = "mylo_";
 
 pub(crate) type Hash = [u8; 32];
 
@@ -32,6 +34,10 @@ impl Token {
 
     pub(crate) fn login() -> Self {
         Self::new(LOGIN)
+    }
+
+    pub(crate) fn openid() -> Self {
+        Self::new(OPENID)
     }
 
     fn new(prefix: &str) -> Self {

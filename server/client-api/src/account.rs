@@ -7,6 +7,7 @@ mod change_password;
 mod deactivate;
 mod errors;
 mod register;
+mod request_openid_token;
 mod third_party_ids;
 mod token_validity;
 mod whoami;
@@ -25,6 +26,7 @@ pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
         .endpoint(whoami::who_am_i)
         .endpoint(change_password::change_password)
         .endpoint(deactivate::deactivate)
+        .endpoint(request_openid_token::request_openid_token)
         .endpoint(third_party_ids::list)
 }
 

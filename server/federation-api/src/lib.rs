@@ -10,6 +10,7 @@ mod inbound;
 mod json;
 mod keys;
 mod metrics;
+mod openid;
 mod own;
 mod peers;
 mod public_rooms;
@@ -43,6 +44,7 @@ pub fn router(services: Services) -> Router {
     let modules = [
         devices::routes,
         keys::routes,
+        openid::routes,
         public_rooms::routes,
         query::routes,
         rooms::routes,

@@ -24,6 +24,7 @@ mod graph;
 mod leases;
 mod media;
 mod names;
+mod openid_tokens;
 mod profiles;
 mod receipts;
 mod rooms;
@@ -72,6 +73,7 @@ pub use self::{
     leases::{Candidate, Lease},
     media::MediaFile,
     names::{RoomName, StateKey},
+    openid_tokens::OPENID_TOKENS_MAX,
     receipts::Receipt,
     rooms::{Member, PublicRoom},
     server_keys::{KeyDocument, ServerKey},

@@ -3,6 +3,7 @@
 mod acting;
 mod creating;
 mod directory;
+mod elsewhere;
 mod membership;
 mod reading;
 mod spaces;

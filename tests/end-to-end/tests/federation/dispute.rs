@@ -40,7 +40,7 @@ impl Pair<'_> {
 
 impl Dispute {
     /// Both change the power levels and the topic, and each bans a friend of the other, to whom the other gives power.
-    pub(crate) async fn act(&self) {
+    pub(crate) async fn act(&self) -> [String; 2] {
         let Self { room, alice, bob, dave, carol } = self;
         for (who, friend, foe) in [(alice, dave, carol), (bob, carol, dave)] {
             let mut power = who.state(room, "m.room.power_levels", "").await.unwrap();
@@ -49,8 +49,14 @@ impl Dispute {
             who.does("ban", room, foe).await.ok();
             who.sets(room, "m.room.topic", "", json!({ "topic": format!("by {}", who.user_id()) })).await.ok();
             friend.sets(room, "org.example.friend", friend.user_id(), json!({ "hello": true })).await.ok();
-            who.says(room, "is anybody there?").await;
         }
+        [alice.says(room, "is anybody there?").await, bob.says(room, "is anybody there?").await]
+    }
+
+    /// Neither side has heard of the other.
+    pub(crate) async fn is_undecided(&self, said: &[String; 2]) {
+        assert_eq!(self.bob.event(&self.room, &said[0]).await, None, "the servers reach each other");
+        assert_eq!(self.alice.event(&self.room, &said[1]).await, None, "the servers reach each other");
     }
 
     /// Both sides hear of each other again and come to the same state; the room goes on.

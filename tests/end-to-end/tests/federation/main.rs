@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod course;
 mod demo;
 mod dispute;
 mod guest;
 mod myelins;
+mod random;
 mod synapse;
 mod together;

@@ -244,7 +244,14 @@ impl Pair<'_> {
         self.shared_room(&alice, &bob).await;
         for (who, other) in [(&alice, &bob), (&bob, &alice)] {
             let keys = device_keys(who);
+            let before = other.everything().await["next_batch"].as_str().unwrap().to_owned();
             who.post("keys/upload", json!({ "device_keys": keys })).await.ok();
+            wait("it is told that there is a new device", async || {
+                let news = other.sync(Some(&before), &json!({})).await;
+                let changed = news["device_lists"]["changed"].as_array()?.clone();
+                changed.contains(&who.user_id().into()).then_some(())
+            })
+            .await;
             let query = json!({ "device_keys": { who.user_id(): [] } });
             wait("the device's keys are known", async || {
                 let known = other.post("keys/query", query.clone()).await.ok();

@@ -182,9 +182,10 @@ fn quote(text: &str) -> String {
 mod tests {
     use std::collections::BTreeSet;
 
-    use myelin_process::config::{self, Config};
+    use myelin_process::config::Config;
 
     use super::Site;
+    use crate::cli::config;
 
     /// What is written can be read and has no mistakes; no two servers share anything; nothing is left behind.
     #[test]
