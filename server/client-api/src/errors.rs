@@ -120,3 +120,40 @@ fn of_policy_server(error: myelin_rooms::remote::RemoteError) -> ApiError {
     let fields = body.into_iter().flatten().filter(|(name, _)| name != "soft_logout").take(FIELDS_MAX);
     fields.fold(ApiError::new(status, errcode, message), |error, (name, value)| error.with_field(&name, value))
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+    use myelin_rooms::remote::RemoteError;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// What a policy server says is passed on as it is, but not what would end a client's session.
+    #[tokio::test]
+    async fn policy_servers_are_quoted() {
+        let refused = |status, body: Value| RemoteError::Refused {
+            server: "policy.test".try_into().unwrap(),
+            status,
+            errcode: body["errcode"].as_str().unwrap().to_owned(),
+            message: body["error"].as_str().unwrap().to_owned(),
+            body: body.as_object().cloned(),
+        };
+        let unreachable = RemoteError::Unreachable { server: "policy.test".try_into().unwrap(), reason: "x".into() };
+        let spam = json!({ "errcode": "M_FORBIDDEN", "error": "Spam", "org.example.score": 9 });
+        let later = json!({ "errcode": "M_LIMIT_EXCEEDED", "error": "Later", "retry_after_ms": 7 });
+        let token = json!({ "errcode": "M_UNKNOWN_TOKEN", "error": "Out", "soft_logout": false });
+        let cases = [
+            (refused(400, spam.clone()), 400, Some(spam)),
+            (refused(429, later.clone()), 429, Some(later)),
+            (refused(401, token), 502, Some(json!({ "errcode": "M_FORBIDDEN", "error": "Out" }))),
+            (unreachable, 502, None),
+        ];
+        for (error, status, body) in cases {
+            let answer = of_rooms(myelin_rooms::Error::NotRecommended(Box::new(error))).into_response();
+            assert_eq!(answer.status(), status);
+            let found: Value = serde_json::from_slice(&answer.into_body().collect().await.unwrap().to_bytes()).unwrap();
+            assert!(body.is_none_or(|body| body == found), "{found}");
+        }
+    }
+}

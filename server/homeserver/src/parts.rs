@@ -104,7 +104,7 @@ impl Federation {
         let (rooms, stop) = (Arc::clone(rooms), shutdown.token());
         shutdown.spawn(async move {
             stop.run_until_cancelled(async move {
-                if let Err(error) = rooms.resume_inbound().await {
+                if let Err(error) = Box::pin(rooms.resume_inbound()).await {
                     tracing::warn!(%error, "events that were acknowledged wait until the next start: {error}");
                 }
             })
@@ -163,7 +163,7 @@ impl Parts {
         let stop = shutdown.token();
         shutdown.spawn(async move { stop.run_until_cancelled(limiter.keep_swept()).await });
         let (encryption, stop) = (Arc::clone(&self.encryption), shutdown.token());
-        shutdown.spawn(async move { stop.run_until_cancelled(encryption.keep()).await });
+        shutdown.spawn(async move { stop.run_until_cancelled(Box::pin(encryption.keep())).await });
         if let Some(federation) = &self.federation {
             federation.start(&self.rooms, shutdown);
         }

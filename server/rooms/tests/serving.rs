@@ -194,11 +194,11 @@ async fn history_visibility_for_servers() {
             act(&rooms, &room, &bob, MembershipAction::Leave).await;
             let joined = say(&rooms, &room, &alice, "joined").await;
 
-            let read = async |event_id: &EventId| body(&*rooms.serve_event(other, event_id).await.unwrap());
+            let read = async |event_id: &EventId| body(&rooms.serve_event(other, event_id).await.unwrap());
             assert_eq!(read(&early).await.is_some(), sees_early, "{visibility}");
             assert_eq!(read(&invited).await.is_some(), sees_invited, "{visibility}");
             assert_eq!(read(&joined).await.as_deref(), Some("joined"));
-            let history = rooms.serve_backfill(other, &room.room_id, &[joined.clone()], 100).await.unwrap();
+            let history = rooms.serve_backfill(other, &room.room_id, std::slice::from_ref(&joined), 100).await.unwrap();
             let bodies: Vec<_> = history.iter().filter_map(|event| body(event)).collect();
             let expected = [Some("joined"), sees_invited.then_some("invited"), sees_early.then_some("early")];
             assert_eq!(bodies, expected.into_iter().flatten().collect::<Vec<_>>(), "{visibility}");
@@ -216,7 +216,7 @@ async fn history_visibility_for_servers() {
                 false => not_found(rooms.serve_event(other, &early).await),
             }
             assert_eq!(read(&joined).await.as_deref(), Some("joined"));
-            let history = rooms.serve_backfill(other, &room.room_id, &[late.clone()], 100).await.unwrap();
+            let history = rooms.serve_backfill(other, &room.room_id, std::slice::from_ref(&late), 100).await.unwrap();
             assert_eq!(history.iter().any(|event| event.event_id == late), is_open);
             assert_eq!(history.iter().any(|event| event.event_id == early), sees_early);
             assert!(rooms.serve_state_ids(other, &room.room_id, &joined).await.is_ok());
@@ -403,7 +403,7 @@ async fn access_control_lists() {
         forbidden(rooms.serve_state(evil, room_id, &said).await);
         forbidden(rooms.serve_state_ids(evil, room_id, &said).await);
         forbidden(rooms.serve_event_auth(evil, room_id, &said).await);
-        forbidden(rooms.serve_backfill(evil, room_id, &[said.clone()], 10).await);
+        forbidden(rooms.serve_backfill(evil, room_id, std::slice::from_ref(&said), 10).await);
         forbidden(rooms.serve_missing_events(evil, room_id, &MissingEvents::default()).await);
         forbidden(rooms.serve_event_at(evil, room_id, 0, Direction::Forward).await);
         not_found(rooms.serve_event(evil, &said).await);
@@ -558,7 +558,7 @@ async fn hierarchies() {
         let first: Value = serde_json::from_str(served.room.children_state[0].get()).unwrap();
         assert_eq!(first["state_key"], "!far:away.org");
         assert!(first["origin_server_ts"].is_u64() && first.get("event_id").is_none());
-        assert_eq!(ids(&served.children), [inner.room_id.clone()]);
+        assert_eq!(ids(&served.children), std::slice::from_ref(&inner.room_id));
         let mut shut = served.inaccessible_children.clone();
         shut.sort();
         let mut expected = [closed.room_id.clone(), members.room_id.clone()];

@@ -1,10 +1,8 @@
 //! What one operation of a batch does to the others, on both engines.
 
-use std::sync::Arc;
-
 use ruma::{EventId, RoomId, RoomVersionId};
 
-use super::{Append, Fate, Head, NewRoom, Operation, Waiting};
+use super::{Append, Head, NewRoom, Operation, Waiting};
 use crate::{
     AccountData, Error, Event, EventParts, Receipt, StateKey, Store,
     testing::{Fresh, on_both},
