@@ -2,11 +2,15 @@
 //!
 //! [Specification](https://spec.matrix.org/v1.19/server-server-api/#get_matrixfederationv1openiduserinfo)
 
-use axum::{Router, extract::State};
+use axum::{
+    Router,
+    extract::{RawQuery, State},
+};
 use http::StatusCode;
 use myelin_http::{ApiError, Endpoints as _, LimitKind, Matrix, Reply, RouteOptions};
 use ruma::api::{
-    error::ErrorCode,
+    IncomingRequest, Metadata,
+    error::{DeserializationError, ErrorCode},
     federation::openid::get_openid_userinfo::v1::{Request, Response},
 };
 
@@ -17,13 +21,42 @@ pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
     router.endpoint_with(RouteOptions::new().rate_limit(LimitKind::Other), user_info)
 }
 
-async fn user_info(State(services): State<Services>, request: Matrix<Request>) -> Result<Reply<Response>> {
-    match services.accounts.openid_user(&request.body.access_token).await? {
+async fn user_info(
+    State(services): State<Services>,
+    RawQuery(query): RawQuery,
+    _: Matrix<UserInfo>,
+) -> Result<Reply<Response>> {
+    let query = query.unwrap_or_default();
+    let token = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "access_token");
+    let (_, token) = token.ok_or_else(|| ApiError::missing_param("access_token is missing"))?;
+    match services.accounts.openid_user(&token).await? {
         Some(user_id) => Ok(Reply(Response::new(user_id))),
         None => {
             let message = "Access token unknown or expired";
             Err(ApiError::new(StatusCode::UNAUTHORIZED, ErrorCode::UnknownToken, message).into())
         }
+    }
+}
+
+/// ruma's request without its one field: [`Matrix`] takes tokens of our own sessions out of queries, and they have that
+/// name too.
+#[derive(Debug)]
+struct UserInfo;
+
+impl Metadata for UserInfo {
+    const METHOD: http::Method = <Request as Metadata>::METHOD;
+    const RATE_LIMITED: bool = <Request as Metadata>::RATE_LIMITED;
+    type Authentication = <Request as Metadata>::Authentication;
+    type PathBuilder = <Request as Metadata>::PathBuilder;
+    const PATH_BUILDER: Self::PathBuilder = <Request as Metadata>::PATH_BUILDER;
+}
+
+impl IncomingRequest for UserInfo {
+    type EndpointError = <Request as IncomingRequest>::EndpointError;
+    type OutgoingResponse = Response;
+
+    fn try_from_http_request_inner(_: http::Request<&[u8]>, _: &[&str]) -> Result<Self, DeserializationError> {
+        Ok(Self)
     }
 }
 

@@ -104,6 +104,8 @@ impl Incoming {
 pub(crate) struct Node {
     pub(crate) pdu: Arc<Pdu>,
     pub(crate) is_outlier: bool,
+    /// Whether it was taken into the room, neither rejected nor soft-failed.
+    pub(crate) is_shown: bool,
     /// The snapshot after it; meaningless for outliers.
     pub(crate) state_after: i64,
 }

@@ -20,6 +20,9 @@ use crate::{
     writer::{AuthState, Extremity, PREV_EVENTS},
 };
 
+/// Events that are looked at to find out which extremities an event follows.
+const FOLLOWED_MAX: usize = 1_000;
+
 /// What became of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -67,7 +70,8 @@ impl RoomWriter {
                 Some(pdu) => pdu,
                 None => Arc::new(Pdu::from_event(&event, &self.rules)?),
             };
-            let node = Node { pdu, is_outlier: event.is_outlier(), state_after: event.state_after() };
+            let is_shown = event.flags & (flags::REJECTED | flags::SOFT_FAILED) == 0;
+            let node = Node { pdu, is_outlier: event.is_outlier(), is_shown, state_after: event.state_after() };
             self.graph.nodes.insert(event.event_id.clone(), node);
         }
         Ok(())
@@ -223,7 +227,8 @@ impl RoomWriter {
             self.draft.auth_edges.push((pdu.nid, auth_nids));
         }
         self.draft.pdus.push(pdu.clone());
-        let node = Node { pdu: pdu.clone(), is_outlier: false, state_after };
+        let is_shown = *verdict == Verdict::Accepted;
+        let node = Node { pdu: pdu.clone(), is_outlier: false, is_shown, state_after };
         self.graph.nodes.insert(incoming.event_id.clone(), node);
         self.note_gaps(incoming, prevs, pdu.nid);
 
@@ -288,7 +293,8 @@ impl RoomWriter {
         event_id: &OwnedEventId,
     ) -> Result<()> {
         let before: HashSet<i64> = self.extremities.iter().map(|extremity| extremity.state).collect();
-        self.extremities.retain(|extremity| !prevs.contains(extremity.pdu.id()));
+        let followed = self.followed(prevs).await?;
+        self.extremities.retain(|extremity| !followed.contains(extremity.pdu.id()));
         if !self.draft.filled.contains(event_id) {
             self.extremities.push(Extremity { pdu: pdu.clone(), state: state_after });
         }
@@ -307,6 +313,22 @@ impl RoomWriter {
         self.head.extremities = self.extremities.iter().map(|extremity| extremity.pdu.nid).collect();
         self.head.depth = self.head.depth.max(pdu.depth);
         Ok(())
+    }
+
+    /// The events that one with these predecessors follows, as far as they can be extremities: its predecessors, and
+    /// theirs where those were not taken into the room and so have not followed anything.
+    async fn followed(&mut self, prevs: &[OwnedEventId]) -> Result<HashSet<OwnedEventId>> {
+        let mut followed = HashSet::new();
+        let mut open = prevs.to_vec();
+        while !open.is_empty() && followed.len() < FOLLOWED_MAX {
+            self.learn(&open.iter().collect::<Vec<_>>()).await?;
+            let nodes = open.iter().filter_map(|event_id| self.graph.get(event_id));
+            let hidden = nodes.filter(|node| !node.is_outlier && !node.is_shown);
+            let before: Vec<OwnedEventId> = hidden.flat_map(|node| node.pdu.prevs().iter().cloned()).collect();
+            followed.extend(open);
+            open = before.into_iter().filter(|event_id| !followed.contains(event_id)).collect();
+        }
+        Ok(followed)
     }
 
     /// The state after some events together.

@@ -133,6 +133,7 @@ impl<'a> Search<'a> {
         let extremities = self.rooms.store.events(&head.extremities).await?;
         let earliest: Vec<OwnedEventId> = extremities.iter().map(|event| event.event_id.clone()).collect();
         let given = self.events.len();
+        let mut spare = HashMap::new();
         for _ in 0..ROUNDS {
             let latest = self.dangling();
             if latest.is_empty() || self.events.len() >= given + FETCHED_MAX {
@@ -154,16 +155,30 @@ impl<'a> Search<'a> {
             let before = self.events.len();
             let found = self.verified(&found, ROUND_EVENTS as usize).await?;
             self.look_up(found.iter().flat_map(Incoming::references).collect()).await?;
-            for event in found {
-                if !self.has_place(&event.event_id) {
-                    self.events.insert(event.event_id.clone(), event);
-                }
-            }
+            spare.extend(found.into_iter().map(|event| (event.event_id.clone(), event)));
+            self.take_needed(&mut spare);
             if self.events.len() == before {
                 return Ok(());
             }
         }
         Ok(())
+    }
+
+    /// Takes those events that fill the gap, and no others. The server that gave them does not know what we have: where
+    /// its branch of the room leaves ours before our extremities, it goes on to events from long before them.
+    fn take_needed(&mut self, spare: &mut HashMap<OwnedEventId, Incoming>) {
+        let mut open: Vec<OwnedEventId> = self.dangling();
+        while let Some(event_id) = open.pop() {
+            let Some(event) = self.events.get(&event_id) else { continue };
+            let missing: Vec<OwnedEventId> =
+                event.pdu.prevs().iter().filter(|prev| !self.has_place(prev)).cloned().collect();
+            for prev in missing {
+                if let Some(event) = spare.remove(&prev) {
+                    self.events.insert(prev.clone(), event);
+                    open.push(prev);
+                }
+            }
+        }
     }
 
     /// Reads and checks events that a server gave; what is not as it must be is left out.

@@ -103,7 +103,7 @@ impl RoomWriter {
         let pdu = Arc::new(pdu);
         self.draft.pdus.push(pdu.clone());
         self.draft.outliers.push(event);
-        let node = Node { pdu, is_outlier: true, state_after: 0 };
+        let node = Node { pdu, is_outlier: true, is_shown: false, state_after: 0 };
         self.graph.nodes.insert(incoming.event_id.clone(), node);
         Ok(())
     }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::guest::{Guest, agree, event_id};
 
-const STEPS: usize = 80;
+const STEPS: usize = 400;
 
 /// They come to the same state of the room, whatever happened.
 #[test]
