@@ -126,6 +126,14 @@ impl Default for Policies {
     }
 }
 
+#[cfg(test)]
+impl Policies {
+    /// The snapshots that were looked at.
+    pub(crate) fn snapshots(&self) -> usize {
+        self.known.len()
+    }
+}
+
 /// What policy servers think of some events.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Opinions {

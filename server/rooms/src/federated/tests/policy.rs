@@ -289,3 +289,26 @@ async fn policies_begin_and_end() {
     })
     .await;
 }
+
+/// In a room without a policy, messages look nothing up: what is known of the state is known of them.
+#[tokio::test]
+async fn rooms_without_a_policy_pay_nothing() {
+    on_both(2, async |network| {
+        let (alice, bob) = (user("alice", 0), user("bob", 1));
+        let room = network.create(0, &alice, RoomVersionId::V11, Preset::PublicChat).await;
+        network.enter(1, &room, 0, &bob, Join).await.unwrap();
+        let say = async |text: &str| {
+            network.send(0, &room, message(&alice, text)).await.unwrap();
+            network.deliver().await;
+            [0, 1].map(|place| network.rooms(place).policies.snapshots())
+        };
+        let known = say("first").await;
+        for text in ["second", "third", "fourth"] {
+            assert_eq!(say(text).await, known);
+        }
+        let topic = content(json!({ "topic": "new" }));
+        network.send(0, &room, Template::state(&alice, "m.room.topic", "", topic)).await.unwrap();
+        assert_eq!(say("fifth").await, known.map(|known| known + 1), "each state is looked at once");
+    })
+    .await;
+}
