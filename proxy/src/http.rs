@@ -27,6 +27,7 @@ use tokio::{
 use crate::{
     Limits, Manners,
     admission::{Counted, Newcomer},
+    linger::Lingering,
     manners,
 };
 
@@ -76,6 +77,7 @@ impl<S: Serve> Conversation<S> {
     {
         let (limits, shutdown) = (self.limits, self.shutdown.clone());
         let conversation = Arc::new(self);
+        let io = Lingering::new(io, shutdown.clone());
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.head_time)

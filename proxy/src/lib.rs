@@ -14,6 +14,7 @@ pub mod certificate_files;
 mod connection;
 mod forwarded;
 mod http;
+mod linger;
 mod manners;
 mod proxy_protocol;
 mod refusal;

@@ -29,7 +29,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// A request that closes the connection after its answer.
 pub(crate) const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
-/// Answers `/slow` after a while, `/wait` never, and everything else at once with the client's address and the version of HTTP.
+/// Answers `/slow` after a while, `/wait` never, and everything else at once, its body unread, with the client's address and the version of HTTP.
 #[derive(Clone)]
 pub(crate) struct Echo;
 

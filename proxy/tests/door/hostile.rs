@@ -45,6 +45,45 @@ async fn the_slow_are_given_up() {
     assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
+/// Who sends a body that nobody reads still gets the answer, sees the end, and is not listened to for ever.
+#[tokio::test]
+async fn an_unread_body_does_not_take_the_answer() {
+    let own = certificate();
+    let head = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 8000000\r\n\r\n";
+    let plain = Door::plain(Limits::default());
+    let answer = rest(send_whole(plain.send(head).await).await).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+
+    let tls = Door::tls(Limits::default(), Certificates::new(own.clone()));
+    let mut stream = connect(&client(&[&own], &["http/1.1"]), tls.address).await.unwrap();
+    stream.write_all(head).await.unwrap();
+    let answer = rest(send_whole(stream).await).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+
+    // A client that neither sends nor closes is left after a while.
+    let door = Door::plain(Limits::default());
+    let nobody = door.shutdown.connections();
+    let waiting = door.send(head).await;
+    let begun = Instant::now();
+    eventually("its answer is there", async || {
+        let mut first = [0];
+        waiting.peek(&mut first).await.is_ok_and(|count| count == 1)
+    })
+    .await;
+    assert!(door.shutdown.connections() > nobody, "the server still listens");
+    eventually("it is left", async || door.shutdown.connections() == nobody).await;
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+/// Sends a body of eight million bytes.
+async fn send_whole<I: tokio::io::AsyncWrite + Unpin>(mut stream: I) -> I {
+    const CHUNK: &[u8] = &[b'x'; 100_000];
+    for _ in 0..80 {
+        stream.write_all(CHUNK).await.expect("the server takes all that is sent");
+    }
+    stream
+}
+
 /// A connection of HTTP/2 that only says that it lives is ended, one with a request under way is not.
 #[tokio::test]
 async fn idle_http2_ends() {
