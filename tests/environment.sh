@@ -19,6 +19,8 @@ find_postgres() {
 
 install_missing() {
     local packages=()
+    # Debian's services are not in everybody's path.
+    PATH=$PATH:/usr/sbin
     command -v cc >/dev/null || packages+=(build-essential)
     command -v pkg-config >/dev/null || packages+=(pkg-config)
     command -v python3 >/dev/null || packages+=(python3)
@@ -27,6 +29,10 @@ install_missing() {
     command -v flock >/dev/null || packages+=(util-linux)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
     command -v pebble >/dev/null || packages+=(pebble)
+    command -v nginx >/dev/null || packages+=(nginx-light)
+    command -v haproxy >/dev/null || packages+=(haproxy)
+    command -v apache2 >/dev/null || packages+=(apache2)
+    command -v caddy >/dev/null || packages+=(caddy)
     find_postgres || packages+=(postgresql)
     if [ ${#packages[@]} -gt 0 ]; then
         if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
@@ -37,8 +43,19 @@ install_missing() {
         mkdir -p /etc/postgresql-common
         [ -e /etc/postgresql-common/createcluster.conf ] ||
             echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
-        apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+        # Nor should what else is a service be started.
+        local policy=/usr/sbin/policy-rc.d own_policy=
+        if [ ! -e "$policy" ]; then
+            own_policy=yes
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod 755 "$policy"
+        fi
+        local failed=
+        { apt-get update -qq &&
+            DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null; } ||
+            failed=yes
+        [ -z "$own_policy" ] || rm -f "$policy"
+        [ -z "$failed" ] || die "the packages cannot be installed: ${packages[*]}"
     fi
     find_postgres || die "no PostgreSQL server under /usr/lib/postgresql; PGBIN may name the folder of its programs"
     export PGBIN

@@ -21,7 +21,17 @@ impl Api {
     /// A client of the homeserver at `base`, such as `http://127.0.0.1:8008`, that has not logged in.
     pub fn new(base: impl Into<String>) -> Self {
         let http = reqwest::Client::builder().no_proxy().timeout(REQUEST_TIMEOUT).build().expect("make an HTTP client");
+        Self::by(http, base)
+    }
+
+    /// The same with an HTTP client of the test's own.
+    pub fn by(http: reqwest::Client, base: impl Into<String>) -> Self {
         Self { http, base: base.into(), token: None }
+    }
+
+    /// Where the homeserver is.
+    pub fn base(&self) -> &str {
+        &self.base
     }
 
     /// The same client with another access token.

@@ -194,6 +194,18 @@ impl Peer {
         }
     }
 
+    /// A client of the listener that gives metrics.
+    ///
+    /// # Panics
+    ///
+    /// When it is no Myelin.
+    pub fn metrics(&self) -> Api {
+        match &self.program {
+            Program::Myelin(server) => server.metrics(),
+            Program::Synapse(_) => panic!("metrics are Myelin's"),
+        }
+    }
+
     /// Registers an account.
     pub async fn register(&self, name: &str) -> Person {
         Person::register(self.api(), name).await

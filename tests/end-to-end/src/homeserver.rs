@@ -92,7 +92,7 @@ impl Setup {
 
     /// Adds a listener.
     #[must_use]
-    pub(crate) fn listen(mut self, listener: Value) -> Self {
+    pub fn listen(mut self, listener: Value) -> Self {
         let listeners = self.config.get_mut("listeners").and_then(Value::as_array_mut);
         listeners.expect("listeners are set from the beginning").push(listener);
         self

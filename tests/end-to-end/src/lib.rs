@@ -33,7 +33,7 @@ pub use demo::Demo;
 pub use federation::{Authority, Gate, Peer};
 pub use homeserver::{Exit, Homeserver, SERVER_NAME, SHARED_SECRET, Setup, binary};
 pub use postgres::Postgres;
-pub use process::free_port;
+pub use process::{Program, free_port};
 pub use reqwest::Method;
 pub use synapse::Synapse;
 

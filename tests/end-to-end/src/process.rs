@@ -1,7 +1,9 @@
 use std::{
+    fs::{self, File},
     io,
     net::TcpListener,
-    process::{Child, Command},
+    path::Path,
+    process::{Child, Command, Stdio},
     sync::{LazyLock, mpsc},
     thread,
 };
@@ -22,7 +24,7 @@ pub fn free_port() -> u16 {
 }
 
 /// The command that runs `program` and is killed by the kernel when the test process dies, however it dies.
-pub(crate) fn mortal(program: &std::path::Path) -> Command {
+pub(crate) fn mortal(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
@@ -50,4 +52,43 @@ pub(crate) fn spawn(command: Command) -> io::Result<Child> {
     let (answer, child) = mpsc::channel();
     SPAWNER.send((command, answer)).expect("the spawner thread lives as long as the process");
     child.recv().expect("the spawner thread answers each order")
+}
+
+/// Another program, running until this is dropped. What it wrote is shown if the test fails.
+pub struct Program {
+    name: &'static str,
+    folder: tempfile::TempDir,
+    child: Child,
+}
+
+impl Program {
+    /// Starts a program of the machine, with an empty folder as its home.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    pub fn start<'a>(name: &'static str, arguments: impl IntoIterator<Item = &'a str>) -> Self {
+        let folder = tempfile::Builder::new().prefix("myelin-program-").tempdir().expect("make a folder");
+        let output = File::create(folder.path().join("output")).expect("make a file");
+        let mut command = mortal(Path::new(name));
+        command
+            .args(arguments)
+            .env("HOME", folder.path())
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .stderr(output.try_clone().expect("share the file"))
+            .stdout(output);
+        let child = spawn(command).unwrap_or_else(|error| panic!("start {name}: {error}"));
+        Self { name, folder, child }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let output = fs::read(self.folder.path().join("output")).unwrap_or_default();
+            eprintln!("---- {} wrote\n{}\n----", self.name, String::from_utf8_lossy(&output));
+        }
+        self.child.kill().and_then(|()| self.child.wait()).expect("end the program");
+    }
 }
