@@ -11,6 +11,7 @@ mod openid;
 mod passwords;
 mod profiles;
 mod register;
+mod rendezvous;
 mod sessions;
 mod shared_secret;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use self::{
     passwords::PasswordCost,
     profiles::{BoxFuture, Field, MemberProfile, PROFILE_BYTES_MAX, ProfileObserver},
     register::{NewUser, Registration},
+    rendezvous::{RENDEZVOUS_BYTES_MAX, RendezvousError, RendezvousMark, RendezvousMessage},
     sessions::{Session, SessionError, Standing},
     shared_secret::SharedSecretRegistration,
     uia::{Authorization, Operation, Stage, UiaError},

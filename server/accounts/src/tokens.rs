@@ -14,6 +14,8 @@ const REFRESH: &str = "mylr_";
 const LOGIN: &str = "myll_";
 /// The prefix of tokens that tell who a user is.
 const OPENID: &str = "mylo_";
+/// The prefix of names of places where devices meet.
+const RENDEZVOUS: &str = "myld_";
 
 pub(crate) type Hash = [u8; 32];
 
@@ -38,6 +40,10 @@ impl Token {
 
     pub(crate) fn openid() -> Self {
         Self::new(OPENID)
+    }
+
+    pub(crate) fn rendezvous() -> Self {
+        Self::new(RENDEZVOUS)
     }
 
     fn new(prefix: &str) -> Self {

@@ -13,6 +13,7 @@ mod keys;
 mod media;
 mod own;
 mod profile;
+mod rendezvous;
 mod rooms;
 mod services;
 mod session;
@@ -36,6 +37,7 @@ pub fn router(services: Services) -> Router {
         keys::routes,
         media::routes,
         profile::routes,
+        rendezvous::routes,
         rooms::routes,
         session::routes,
         sync::routes,

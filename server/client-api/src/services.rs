@@ -27,6 +27,8 @@ pub struct Services {
     pub media: Arc<Media>,
     /// How often one may ask.
     pub rate_limiter: Arc<RateLimiter>,
+    /// Where clients find this server.
+    pub client_baseurl: Arc<str>,
 }
 
 impl Authenticator for Services {

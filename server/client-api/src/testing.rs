@@ -138,6 +138,7 @@ pub(crate) async fn on_both(test: impl AsyncFn(&Server)) {
             rooms,
             media: Media::open(store.clone(), media).await.unwrap(),
             rate_limiter: Arc::new(RateLimiter::new(&RateLimits::OFF).unwrap()),
+            client_baseurl: "https://matrix.example.org/".into(),
             store: store.clone(),
         };
         services.accounts.observe(Arc::new(RoomProfiles::new(services.rooms.clone())));

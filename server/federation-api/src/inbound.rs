@@ -239,6 +239,40 @@ mod tests {
         admission.turn().await.unwrap();
     }
 
+    /// What is announced to be too large is not read, what turns out to be so is not read to its end, and what does not
+    /// come is not waited for; none of it stays in memory.
+    #[tokio::test(start_paused = true)]
+    async fn bodies_that_never_end() {
+        let inbound = Inbound::default();
+        let chunk = || Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; 1024]));
+        let announced = HeaderMap::from_iter([(CONTENT_LENGTH, "104857600".parse().unwrap())]);
+        let unread = Body::from_stream(futures_util::stream::poll_fn(
+            |_| -> std::task::Poll<Option<Result<Bytes, std::io::Error>>> { panic!("it was looked at") },
+        ));
+        let refused = inbound.read(&announced, unread, 1024 * 1024).await.unwrap_err();
+        assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        let endless = Body::from_stream(futures_util::stream::repeat_with(chunk));
+        let refused = inbound.read(&HeaderMap::new(), endless, 1024 * 1024).await.unwrap_err();
+        assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        // A byte now and then, and none at all.
+        let drops = futures_util::stream::unfold((), async |()| {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Some((Ok::<_, std::io::Error>(Bytes::from_static(b"x")), ()))
+        });
+        for slow in
+            [Body::from_stream(drops), Body::from_stream(futures_util::stream::pending::<std::io::Result<Bytes>>())]
+        {
+            let began = tokio::time::Instant::now();
+            let refused = inbound.read(&HeaderMap::new(), slow, 1024 * 1024).await.unwrap_err();
+            assert_eq!(refused.status(), StatusCode::REQUEST_TIMEOUT);
+            assert_eq!(began.elapsed().as_secs(), BODY_TIME_MAX.as_secs());
+        }
+        let broken = futures_util::stream::iter([chunk(), Err(std::io::Error::other("gone"))]);
+        let refused = inbound.read(&HeaderMap::new(), Body::from_stream(broken), 1024 * 1024).await.unwrap_err();
+        assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+        assert_eq!(inbound.bodies.available_permits(), BODIES_BYTES_MAX);
+    }
+
     /// All bodies together are bounded, and their bytes are given back.
     #[tokio::test]
     async fn bodies_are_bounded() {

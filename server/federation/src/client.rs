@@ -54,6 +54,8 @@ static CACHES: LazyLock<IntGaugeVec> = metrics::gauge!(
 
 /// Between two looks for what need not be kept.
 const SWEEP: Duration = Duration::from_secs(30);
+/// Sweeps from one look at our own key to the next: ten minutes.
+const OWN_KEY_SWEEPS: u64 = 20;
 /// Servers that were heard from and that an observer has not taken note of yet; beyond that it misses the oldest.
 const HEARD: usize = 1024;
 /// Answers larger than this are parsed off the threads that wait for others, in bytes.
@@ -186,8 +188,11 @@ impl Client {
     pub async fn keep_swept(&self) {
         let mut interval = time::interval(SWEEP);
         interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        loop {
+        for sweep in 0_u64.. {
             interval.tick().await;
+            if sweep % OWN_KEY_SWEEPS == OWN_KEY_SWEEPS - 1 {
+                self.look_after_own_key().await;
+            }
             self.pool.sweep();
             self.backoff.sweep();
             self.keys.sweep();

@@ -161,19 +161,6 @@ impl Client {
         }
         known
     }
-
-    /// A key by which a server signs now, which is what its requests must be signed by.
-    pub(crate) async fn current_key(&self, server: &ServerName, key_id: &str) -> Option<Base64> {
-        let now = now_ms();
-        let wanted = WantedKeys { key_ids: [key_id.to_owned()].into(), valid_at_ts: now.unsigned_abs() };
-        let server = server.to_owned();
-        let missing = self.missing(vec![(server.clone(), wanted)]).await;
-        if !missing.is_empty() {
-            Box::pin(self.fetch_missing(missing)).await;
-        }
-        let known = self.known(&server).await;
-        known.get(key_id).filter(|key| is_current(key, now)).map(|key| Base64::new(key.public_key.clone()))
-    }
 }
 
 fn is_current(key: &ServerKey, now: i64) -> bool {

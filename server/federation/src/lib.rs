@@ -1,7 +1,6 @@
 //! What this server calls on other servers: finding them, signed requests, their keys, and the outgoing queues.
 
 mod address;
-mod authenticate;
 mod backoff;
 mod client;
 mod devices;
@@ -17,7 +16,6 @@ mod testing;
 mod tls;
 
 pub use self::{
-    authenticate::AuthenticationError,
     client::Client,
     devices::DeviceEdus,
     discovery::{Dns, DnsError, Srv, Step},

@@ -5,6 +5,7 @@ pub(crate) mod config;
 mod demo;
 mod doctor;
 mod serve;
+mod signing_key;
 mod user;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -40,6 +41,9 @@ enum Command {
     /// Look after accounts.
     #[command(subcommand)]
     User(user::UserCommand),
+    /// Look after the key by which this server signs.
+    #[command(subcommand)]
+    SigningKey(signing_key::SigningKeyCommand),
     /// Look at a server as other servers see it, and say what is wrong.
     Doctor(doctor::Doctor),
     /// Run three homeservers on this machine that share a room, to try federation out.
@@ -88,6 +92,7 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Config(command)) => command.run(),
         Some(Command::Cert(command)) => command.run(),
         Some(Command::User(command)) => command.run(),
+        Some(Command::SigningKey(command)) => command.run(),
         Some(Command::Doctor(doctor)) => doctor.run(),
         Some(Command::Demo(demo)) => demo.run(),
         Some(Command::Version) => print(concat!("myelin ", env!("CARGO_PKG_VERSION"), "\n")),

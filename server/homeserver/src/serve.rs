@@ -87,7 +87,7 @@ fn resources_router(services: &Services, resources: &[Resource]) -> Router {
     let router = resources.iter().fold(Router::new(), |router, resource| match resource {
         Resource::Client => router
             .merge(landing::routes(&services.config, services.health.clone()))
-            .merge(myelin_client_api::router(client_services(&services.parts))),
+            .merge(myelin_client_api::router(client_services(&services.config, &services.parts))),
         Resource::WellKnown => router.merge(well_known::routes(&services.config)),
         Resource::Health => router.merge(health::routes(services.health.clone())),
         Resource::Metrics => {
@@ -122,7 +122,7 @@ fn federation_services(parts: &Parts) -> Option<myelin_federation_api::Services>
     })
 }
 
-fn client_services(parts: &Parts) -> myelin_client_api::Services {
+fn client_services(config: &Config, parts: &Parts) -> myelin_client_api::Services {
     myelin_client_api::Services {
         store: Arc::clone(&parts.store),
         accounts: Arc::clone(&parts.accounts),
@@ -131,6 +131,7 @@ fn client_services(parts: &Parts) -> myelin_client_api::Services {
         encryption: Arc::clone(&parts.encryption),
         media: Arc::clone(&parts.media),
         rate_limiter: Arc::clone(&parts.rate_limiter),
+        client_baseurl: config.client_baseurl().as_str().into(),
     }
 }
 

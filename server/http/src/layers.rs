@@ -35,6 +35,11 @@ const UNMATCHED: &str = "unmatched";
 /// The status that counts a request whose client left before the answer.
 const CLIENT_LEFT: &str = "499";
 
+/// The address of rendezvous sessions, which clients in browsers use by conditional requests.
+///
+/// <https://github.com/matrix-org/matrix-spec-proposals/pull/4108>
+pub const RENDEZVOUS_PATH: &str = "/_matrix/client/unstable/org.matrix.msc4108/rendezvous";
+
 /// The bounds that [`layers_with`] sets on every request.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerOptions {
@@ -164,7 +169,7 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for Answering<F> {
             },
         };
 
-        finish(&mut response, this.context);
+        finish(&mut response, this.context, this.record.route());
         this.record.finish(response.status());
         if !this.context.is_long_poll() && this.record.started.elapsed() >= *this.slow {
             let (route, seconds) = (this.record.route(), this.record.seconds());
@@ -204,14 +209,16 @@ fn preflight() -> Response {
 /// Adds the headers that every answer has.
 ///
 /// <https://spec.matrix.org/v1.19/client-server-api/#web-browser-clients>
-fn finish(response: &mut Response, context: &RequestContext) {
+fn finish(response: &mut Response, context: &RequestContext, route: &str) {
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, PUT, DELETE, OPTIONS"));
-    headers.insert(
-        header::ACCESS_CONTROL_ALLOW_HEADERS,
-        HeaderValue::from_static("X-Requested-With, Content-Type, Authorization"),
-    );
+    let mut allowed = "X-Requested-With, Content-Type, Authorization";
+    if route.starts_with(RENDEZVOUS_PATH) {
+        allowed = "X-Requested-With, Content-Type, Authorization, If-Match, If-None-Match";
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("ETag"));
+    }
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(allowed));
     if let Ok(id) = HeaderValue::try_from(context.id().to_string()) {
         headers.insert(X_REQUEST_ID, id);
     }

@@ -39,7 +39,7 @@ pub use self::{
     body::{json_object, read_body},
     context::{RequestContext, RequestId},
     error::{ApiError, BoxError},
-    layers::{LayerOptions, layers, layers_with},
+    layers::{LayerOptions, RENDEZVOUS_PATH, layers, layers_with},
     matrix::{CallerOf, Matrix, parse, take_path},
     rate_limit::{LimitKey, LimitKind, RateLimit, RateLimiter, RateLimits, RateLimitsError},
     reply::{RawJson, Reply},

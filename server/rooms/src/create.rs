@@ -6,7 +6,10 @@ use myelin_store::RoomName;
 use ruma::{CanonicalJsonObject, CanonicalJsonValue, OwnedRoomAliasId, OwnedUserId, RoomVersionId, UserId};
 use serde_json::json;
 
-use crate::{Error, Result, RoomWriter, Rooms, TRIES, Template, membership::must_be_an_id, now_ms, writer::rules_of};
+use crate::{
+    Error, Result, RoomWriter, Rooms, TRIES, Template, membership::must_be_an_id, now_ms, receive::Policy,
+    writer::rules_of,
+};
 
 /// The settings that a client names at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +103,7 @@ impl Rooms {
                 self.remote()?;
             }
         }
+        self.must_not_be_guarded(wanted)?;
         let trusted = wanted.preset == Preset::TrustedPrivateChat;
         let privileged = rules.authorization.explicitly_privilege_room_creators;
 
@@ -179,6 +183,20 @@ impl Rooms {
                 _ => Err(error),
             },
         }
+    }
+
+    /// A policy counts once "the server name denoted by the m.room.policy state event's via has at least one joined
+    /// user": in a room that is being made, that is the creator's server alone. It is no policy server, so that nobody
+    /// could sign the events that follow.
+    fn must_not_be_guarded(&self, wanted: &CreateRoom) -> Result<()> {
+        let is_policy = |state: &&InitialState| state.event_type == "m.room.policy" && state.state_key.is_empty();
+        for state in wanted.initial_state.iter().filter(is_policy) {
+            let content = serde_json::to_string(&state.content).map_err(|error| Error::BadJson(error.to_string()))?;
+            if Policy::new(0, &content).is_some_and(|policy| *policy.server() == self.server_name) {
+                return Err(Error::InvalidRoomState("this server cannot be the policy server of a room".into()));
+            }
+        }
+        Ok(())
     }
 
     async fn draft(

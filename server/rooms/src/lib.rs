@@ -36,7 +36,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use myelin_store::{Committed, Event, Member, RoomName, StateKey, Store};
@@ -64,6 +64,8 @@ const HEADS: usize = 2048;
 const TRANSACTIONS: usize = 10_000;
 /// Listings of the directory in memory at the most.
 const LISTINGS: usize = 4096;
+/// How long our own keys are believed to be those that they were: the operator may give us another one.
+const OWN_KEYS: Duration = Duration::from_secs(60);
 /// How often a write is built anew because another replica was faster.
 const TRIES: usize = 8;
 
@@ -85,8 +87,9 @@ pub struct Rooms {
     pub(crate) policies: receive::Policies,
     pub(crate) receivers: receive::Receivers,
     pub(crate) backfill_pauses: receive::Pauses,
+    pub(crate) ties: receive::Ties,
     remote: OnceLock<Arc<dyn RemoteServers>>,
-    own_keys: tokio::sync::OnceCell<HashMap<String, VerifyKey>>,
+    own_keys: tokio::sync::Mutex<Option<(Instant, Arc<HashMap<String, VerifyKey>>)>>,
 }
 
 impl std::fmt::Debug for Rooms {
@@ -111,8 +114,9 @@ impl Rooms {
             erased: erased::Erased::default(),
             receivers: receive::Receivers::default(),
             backfill_pauses: receive::Pauses::default(),
+            ties: receive::Ties::default(),
             remote: OnceLock::new(),
-            own_keys: tokio::sync::OnceCell::new(),
+            own_keys: tokio::sync::Mutex::default(),
             serving: serve::Serving::new(),
             elsewhere: elsewhere::Elsewhere::default(),
             policies: receive::Policies::default(),
@@ -137,22 +141,28 @@ impl Rooms {
         self.remote.get().ok_or(Error::NotFederating)
     }
 
-    /// The keys that this server signs and has signed with.
-    pub(crate) async fn own_keys(&self) -> Result<HashMap<String, VerifyKey>> {
-        let load = || async {
-            let mut keys = HashMap::new();
-            let public = |key: &Ed25519KeyPair| Base64::new(key.public_key().to_vec());
-            let current = VerifyKey { key: public(&self.key), valid_until_ts: u64::MAX };
-            keys.insert(format!("ed25519:{}", self.key.version()), current);
-            for old in self.store.expired_signing_keys().await? {
-                if let Ok(key) = Ed25519KeyPair::from_der(&old.document, old.version) {
-                    let valid_until_ts = u64::try_from(old.expired_ts).unwrap_or(0);
-                    keys.insert(format!("ed25519:{}", key.version()), VerifyKey { key: public(&key), valid_until_ts });
-                }
+    /// The keys that this server signs and has signed with. Another replica may sign with a newer one already.
+    pub(crate) async fn own_keys(&self) -> Result<Arc<HashMap<String, VerifyKey>>> {
+        let mut known = self.own_keys.lock().await;
+        if let Some((since, keys)) = &*known
+            && since.elapsed() < OWN_KEYS
+        {
+            return Ok(keys.clone());
+        }
+        let mut keys = HashMap::new();
+        let public = |key: &Ed25519KeyPair| Base64::new(key.public_key().to_vec());
+        for stored in self.store.signing_keys().await? {
+            if let Ok(key) = Ed25519KeyPair::from_der(&stored.document, stored.version) {
+                let valid_until_ts = stored.expired_ts.map_or(u64::MAX, |ts| u64::try_from(ts).unwrap_or(0));
+                keys.insert(format!("ed25519:{}", key.version()), VerifyKey { key: public(&key), valid_until_ts });
             }
-            Ok::<_, Error>(keys)
-        };
-        Ok(self.own_keys.get_or_try_init(load).await?.clone())
+        }
+        // As a rule it is among those; this process signs with it in any case.
+        let own = || VerifyKey { key: public(&self.key), valid_until_ts: u64::MAX };
+        keys.entry(format!("ed25519:{}", self.key.version())).or_insert_with(own);
+        let keys = Arc::new(keys);
+        *known = Some((Instant::now(), keys.clone()));
+        Ok(keys)
     }
 
     /// The store.

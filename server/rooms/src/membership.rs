@@ -188,7 +188,8 @@ impl Rooms {
             }
             None => return Err(Error::UnableToAuthoriseJoin),
         }
-        let inviter = self.member_who_may_invite(writer).await?;
+        let needed = writer.level_for(RoomPowerLevelsIntField::Invite).await?;
+        let inviter = self.member_of_level(writer, needed).await?.ok_or(Error::UnableToGrantJoin)?;
         content.insert("join_authorised_via_users_server".into(), CanonicalJsonValue::String(inviter));
         Ok(())
     }
@@ -215,10 +216,12 @@ impl Rooms {
         Ok(knows_all.then_some(false))
     }
 
-    /// A member of this server with the power to invite: first those whom the room names, then the others, if they
-    /// have it.
-    async fn member_who_may_invite(&self, writer: &mut RoomWriter) -> Result<String> {
-        let needed = writer.level_for(RoomPowerLevelsIntField::Invite).await?;
+    /// A member of this server with some power: first those whom the room names, then the others, if they have it.
+    pub(crate) async fn member_of_level(
+        &self,
+        writer: &mut RoomWriter,
+        needed: UserPowerLevel,
+    ) -> Result<Option<String>> {
         let create = writer.state_event("m.room.create", "").await?;
         let create = create.ok_or(Error::NotFound("the room has no beginning"))?;
         let levels = writer.state_event("m.room.power_levels", "").await?.map(RoomPowerLevelsEvent::new);
@@ -226,7 +229,7 @@ impl Rooms {
         let creators = RoomCreateEvent::new(create).creators(&rules).map_err(Error::Forbidden)?;
         for creator in &creators {
             if writer.level_of(creator).await? >= needed && self.is_our_member(writer, creator).await? {
-                return Ok(creator.to_string());
+                return Ok(Some(creator.to_string()));
             }
         }
         if let Some(levels) = &levels {
@@ -234,7 +237,7 @@ impl Rooms {
             let able = named.filter(|(_, level)| UserPowerLevel::Int(**level) >= needed);
             for (user_id, _) in able.take(NAMED_MAX) {
                 if self.is_our_member(writer, user_id).await? {
-                    return Ok(user_id.to_string());
+                    return Ok(Some(user_id.to_string()));
                 }
             }
         }
@@ -247,12 +250,12 @@ impl Rooms {
             let page = self.store.joined_members(writer.room().nid, after, PAGE).await?;
             for (_, user_id) in &page {
                 if level(user_id)? >= needed && self.is_our_member(writer, user_id).await? {
-                    return Ok(user_id.to_string());
+                    return Ok(Some(user_id.to_string()));
                 }
             }
             after = match page.last() {
                 Some((user_nid, _)) if page.len() == PAGE => *user_nid,
-                _ => return Err(Error::UnableToGrantJoin),
+                _ => return Ok(None),
             };
         }
     }

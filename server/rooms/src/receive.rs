@@ -11,6 +11,7 @@ mod missing;
 mod outliers;
 mod parse;
 mod policy;
+mod ties;
 mod transaction;
 mod verify;
 
@@ -22,12 +23,15 @@ use std::{
 use prometheus::{IntCounterVec, register_int_counter_vec};
 use ruma::{CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId, room_version_rules::RoomVersionRules};
 
+#[cfg(test)]
+pub(crate) use self::ties::TIE;
 pub use self::transaction::Outcome;
 pub(crate) use self::{
     append::{Place, Verdict},
     backfill::Pauses,
     parse::{Received, parse},
     policy::{Opinions, Policies, Policy, is_exempt},
+    ties::Ties,
     transaction::Receivers,
     verify::verify,
 };
@@ -47,6 +51,7 @@ pub(crate) fn show_metrics() {
     for outcome in ["accepted", "known", "rejected", "soft_failed", "refused"] {
         RECEIVED.with_label_values(&[outcome]);
     }
+    ties::show_metrics();
 }
 
 /// Why an event is dropped: nothing of it is kept.

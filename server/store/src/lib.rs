@@ -27,10 +27,12 @@ mod names;
 mod openid_tokens;
 mod profiles;
 mod receipts;
+mod rendezvous;
 mod rooms;
 mod served;
 mod server_keys;
 mod signing_keys;
+mod sliding;
 mod sql;
 pub mod state_tree;
 mod stream;
@@ -75,9 +77,11 @@ pub use self::{
     names::{RoomName, StateKey},
     openid_tokens::OPENID_TOKENS_MAX,
     receipts::Receipt,
+    rendezvous::{RENDEZVOUS_MAX, Rendezvous, RendezvousWrite},
     rooms::{Member, PublicRoom},
     server_keys::{KeyDocument, ServerKey},
-    signing_keys::ExpiredSigningKey,
+    signing_keys::SigningKey,
+    sliding::{NewSlidingConnection, SlidingConnection, SlidingPoint, SlidingRoom, SlidingStep},
     state_tree::Change as StateChange,
     stream::{Batch, Change, Ephemeral, Observer},
     tokens::{LogIn, Refresh, RefreshOutcome, StoredSession},

@@ -30,7 +30,7 @@ mod update;
 
 pub use self::{
     node::{CorruptNode, Node},
-    read::{Change, diff, diff_many, entries, get, get_many},
+    read::{Change, diff, diff_many, entries, get, get_each, get_many},
     update::{Update, new_nodes_max, update},
 };
 

@@ -28,6 +28,7 @@ use crate::{
     state::{Extent, Recipient, Room, states},
     summary::{Asked, Summary},
     timeline::{Audience, Filled, Wanted, fill},
+    to_device::MESSAGES_MAX,
     token::Token,
     unread::{MAIN, ReadRoom, Reader, ThreadCounts},
 };
@@ -114,7 +115,9 @@ impl Sync {
             ..RoomSections::default()
         };
         let Sundries { receipts, read, typing, room_data, global_data } = sundries;
-        let (messages, told_to) = self.messages(request, since, to).await?;
+        let told_before = since.map_or(0, |since| since.to_device_pos());
+        let device = (request.user_nid, request.device_nid);
+        let (messages, told_to) = self.messages(device, told_before, to, MESSAGES_MAX).await?;
         let device_lists = match since {
             Some(since) => self.device_lists(request.user_nid, &request.user_id, since.pos, &view).await?,
             None => DeviceLists::default(),
@@ -499,7 +502,7 @@ impl Sync {
     ) -> Result<BTreeMap<OwnedRoomId, InvitedRoom>> {
         let mut invited = BTreeMap::new();
         for (room, place) in rooms {
-            let invite_state = self.stripped_state(request, room, *place).await?;
+            let invite_state = self.stripped_state(&request.user_id, room, *place).await?;
             invited.insert(room.room_id.clone(), InvitedRoom { invite_state });
         }
         Ok(invited)
@@ -512,14 +515,14 @@ impl Sync {
     ) -> Result<BTreeMap<OwnedRoomId, KnockedRoom>> {
         let mut knocked = BTreeMap::new();
         for (room, place) in rooms {
-            let knock_state = self.stripped_state(request, room, *place).await?;
+            let knock_state = self.stripped_state(&request.user_id, room, *place).await?;
             knocked.insert(room.room_id.clone(), KnockedRoom { knock_state });
         }
         Ok(knocked)
     }
 
     /// What one who is not in a room may know of it: some state, who invited, and the invitation itself.
-    async fn stripped_state(&self, request: &Request, room: &RoomName, place: Place) -> Result<Events> {
+    pub(crate) async fn stripped_state(&self, user_id: &UserId, room: &RoomName, place: Place) -> Result<Events> {
         let own = self.store.event(place.event_nid).await?;
         if own.is_outlier() {
             // The room is not here: another server has told what there is to know.
@@ -530,7 +533,7 @@ impl Sync {
             return Ok(Events { events });
         }
         let mut keys: Vec<StateKey> = STRIPPED.iter().map(|event_type| StateKey::new(event_type, "")).collect();
-        if *own.sender() != request.user_id {
+        if own.sender() != user_id {
             keys.push(StateKey::new("m.room.member", own.sender().as_str()));
         }
         let key_nids: Vec<i64> = self.store.known_key_nids(&keys).await?.into_iter().flatten().collect();

@@ -151,13 +151,31 @@ impl Sync {
     ///
     /// [`Error::InvalidParam`] when the status message is too long.
     pub async fn set_presence(&self, user_nid: i64, state: PresenceState, status_msg: Option<String>) -> Result<()> {
+        self.set_presence_as_of(user_nid, state, status_msg, None).await
+    }
+
+    /// [`Self::set_presence`] of a user who was last active so long ago, as their own server says.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::set_presence`].
+    pub async fn set_presence_as_of(
+        &self,
+        user_nid: i64,
+        state: PresenceState,
+        status_msg: Option<String>,
+        last_active_ago: Option<Duration>,
+    ) -> Result<()> {
         if status_msg.as_ref().is_some_and(|status| status.len() > STATUS_BYTES_MAX) {
             return Err(Error::InvalidParam(format!("a status message has at most {STATUS_BYTES_MAX} bytes")));
         }
         if !self.options.presence {
             return Ok(());
         }
-        self.tell_presence(user_nid, state, status_msg, now_ms()).await
+        let now = now_ms();
+        let Some(ago) = last_active_ago else { return self.tell_presence(user_nid, state, status_msg, now).await };
+        let active_ms = now.saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
+        self.tell_activity(user_nid, state, status_msg, active_ms).await
     }
 
     /// A user's presence, as another user may know it; offline where it is not known.
@@ -188,6 +206,16 @@ impl Sync {
             PresenceState::Online => now,
             _ => self.live.presence(user_nid).map_or(now, |presence| presence.last_active_ms),
         };
+        self.tell_activity(user_nid, state, status_msg, active_ms).await
+    }
+
+    async fn tell_activity(
+        &self,
+        user_nid: i64,
+        state: PresenceState,
+        status_msg: Option<String>,
+        active_ms: u64,
+    ) -> Result<()> {
         let rooms = rooms_to_name(self.joined_rooms_of(user_nid).await?);
         let user_id = self.store.user_id(user_nid).await?;
         self.pass_presence(&PresenceNotice {

@@ -24,6 +24,9 @@ pub enum Error {
     /// A value is not one that the specification allows.
     #[error("{0}")]
     InvalidParam(String),
+    /// A position of sliding sync that this server did not give, or does not know any more: the client begins anew.
+    #[error("the position is unknown or has expired")]
+    UnknownPos,
     /// The JSON is not of the right shape.
     #[error("{0}")]
     BadJson(String),

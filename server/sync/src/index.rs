@@ -87,11 +87,56 @@ impl View {
     }
 }
 
+/// A room that a user has or had a place in, with what came last in it. Positions are 0 where nothing came after the
+/// survey's floor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placed {
+    pub(crate) room_nid: i64,
+    pub(crate) place: Place,
+    pub(crate) event: i64,
+    pub(crate) member: i64,
+    pub(crate) encryption: i64,
+    pub(crate) bump: i64,
+}
+
+/// All of a user's rooms.
+#[derive(Debug)]
+pub(crate) struct Survey {
+    /// What may be news.
+    pub(crate) view: View,
+    /// What came up to this position is only known to the store.
+    pub(crate) floor: i64,
+    pub(crate) rooms: Vec<Placed>,
+    /// The position of the user's newest account data, or beyond it.
+    pub(crate) data_pos: i64,
+}
+
+/// "An event being received is one of the following types".
+const BUMPING: [&str; 9] = [
+    "m.room.create",
+    "m.room.message",
+    "m.room.encrypted",
+    "m.sticker",
+    "m.call.invite",
+    "m.poll.start",
+    "m.beacon_info",
+    // What clients in use still send.
+    "org.matrix.msc3381.poll.start",
+    "org.matrix.msc3672.beacon_info",
+];
+
+/// Whether an event moves its room up in a client's list.
+pub(crate) fn is_bumping(event: &Event) -> bool {
+    event.is_shown() && BUMPING.contains(&event.event_type())
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct RoomNews {
     event: i64,
     member: i64,
     encryption: i64,
+    /// The last event that moves the room up in a client's list.
+    bump: i64,
 }
 
 /// A user's polls that wait, and how to wake them.
@@ -276,43 +321,20 @@ impl Index {
 
     /// What may be news for a user after a position; everything for `None`. The user must be loaded.
     pub(crate) fn view(&self, user_nid: i64, since: Option<i64>) -> Option<View> {
+        self.0.lock().view(user_nid, since)
+    }
+
+    /// The same with all of the user's rooms. The user must be loaded.
+    pub(crate) fn survey(&self, user_nid: i64, since: Option<i64>) -> Option<Survey> {
         let inner = self.0.lock();
-        let user = inner.users.get(&user_nid).filter(|user| user.loaded)?;
-        let to = inner.position;
-        let mut rooms = Vec::new();
-        for (&room_nid, &place) in &user.rooms {
-            let news = inner.rooms.get(&room_nid).copied();
-            let members_pos = news.map_or(0, |news| news.member).max(inner.floor);
-            let encryption_pos = news.map_or(0, |news| news.encryption).max(inner.floor);
-            let events = match (since, news) {
-                (None, _) => Some(true),
-                (Some(since), Some(news)) if news.event > since => Some(true),
-                (Some(since), _) => (since >= inner.floor).then_some(false),
-            };
-            let moved = since.is_none_or(|since| place.pos > since);
-            let has_events = place.membership == Membership::Join && events != Some(false);
-            if moved || has_events {
-                rooms.push(RoomView { room_nid, place, events, members_pos, encryption_pos });
-            }
-        }
-        rooms.sort_unstable_by_key(|room| room.room_nid);
-        let receipts = since.filter(|since| *since >= inner.receipts_floor).map(|since| {
-            let start = inner.receipts.partition_point(|receipt| receipt.pos <= since);
-            let joined = |receipt: &&Arc<Receipt>| {
-                user.rooms.get(&receipt.room_nid).is_some_and(|place| place.membership == Membership::Join)
-            };
-            inner.receipts.range(start..).filter(joined).filter(|receipt| may_see(receipt, user_nid)).cloned().collect()
-        });
-        if since.is_some() {
-            let outcome = if receipts.is_some() { "hit" } else { "miss" };
-            RECEIPT_READS.with_label_values(&[outcome]).inc();
-        }
-        let account_data = since.is_none_or(|since| since < user.data_floor || since < user.data_pos);
-        let device_lists = match since {
-            None => Some(Vec::new()),
-            Some(since) => (since >= inner.device_floor).then(|| inner.device_lists_after(user, user_nid, since)),
+        let view = inner.view(user_nid, since)?;
+        let user = inner.users.get(&user_nid)?;
+        let placed = |(&room_nid, &place): (&i64, &Place)| {
+            let RoomNews { event, member, encryption, bump } = inner.rooms.get(&room_nid).copied().unwrap_or_default();
+            Placed { room_nid, place, event, member, encryption, bump }
         };
-        Some(View { to, rooms, receipts, account_data, device_lists })
+        let rooms = user.rooms.iter().map(placed).collect();
+        Some(Survey { view, floor: inner.floor, rooms, data_pos: user.data_pos })
     }
 
     /// Up to where a device may have messages. To be asked after [`Index::view`], so that none is passed over.
@@ -408,6 +430,45 @@ pub(crate) fn may_see(receipt: &Receipt, user_nid: i64) -> bool {
 }
 
 impl Inner {
+    fn view(&self, user_nid: i64, since: Option<i64>) -> Option<View> {
+        let user = self.users.get(&user_nid).filter(|user| user.loaded)?;
+        let to = self.position;
+        let mut rooms = Vec::new();
+        for (&room_nid, &place) in &user.rooms {
+            let news = self.rooms.get(&room_nid).copied();
+            let members_pos = news.map_or(0, |news| news.member).max(self.floor);
+            let encryption_pos = news.map_or(0, |news| news.encryption).max(self.floor);
+            let events = match (since, news) {
+                (None, _) => Some(true),
+                (Some(since), Some(news)) if news.event > since => Some(true),
+                (Some(since), _) => (since >= self.floor).then_some(false),
+            };
+            let moved = since.is_none_or(|since| place.pos > since);
+            let has_events = place.membership == Membership::Join && events != Some(false);
+            if moved || has_events {
+                rooms.push(RoomView { room_nid, place, events, members_pos, encryption_pos });
+            }
+        }
+        rooms.sort_unstable_by_key(|room| room.room_nid);
+        let receipts = since.filter(|since| *since >= self.receipts_floor).map(|since| {
+            let start = self.receipts.partition_point(|receipt| receipt.pos <= since);
+            let joined = |receipt: &&Arc<Receipt>| {
+                user.rooms.get(&receipt.room_nid).is_some_and(|place| place.membership == Membership::Join)
+            };
+            self.receipts.range(start..).filter(joined).filter(|receipt| may_see(receipt, user_nid)).cloned().collect()
+        });
+        if since.is_some() {
+            let outcome = if receipts.is_some() { "hit" } else { "miss" };
+            RECEIPT_READS.with_label_values(&[outcome]).inc();
+        }
+        let account_data = since.is_none_or(|since| since < user.data_floor || since < user.data_pos);
+        let device_lists = match since {
+            None => Some(Vec::new()),
+            Some(since) => (since >= self.device_floor).then(|| self.device_lists_after(user, user_nid, since)),
+        };
+        Some(View { to, rooms, receipts, account_data, device_lists })
+    }
+
     /// Starts anew at a position.
     fn forget(&mut self, position: i64) {
         self.started = true;
@@ -468,6 +529,9 @@ impl Inner {
             "m.room.member" => news.member = pos,
             "m.room.encryption" => news.encryption = pos,
             _ => {}
+        }
+        if is_bumping(event) {
+            news.bump = pos;
         }
     }
 

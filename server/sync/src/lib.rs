@@ -16,6 +16,7 @@ mod live;
 mod metrics;
 mod receipts;
 mod response;
+mod sliding;
 mod state;
 mod summary;
 #[cfg(test)]
@@ -47,6 +48,7 @@ pub use self::{
     filter::Filter,
     live::Presence,
     receipts::ReceiptType,
+    sliding::{SlidingCaller, SlidingForm, SlidingQuery, SlidingRequest},
 };
 use self::{
     index::{Index, View},
@@ -55,6 +57,7 @@ use self::{
     live::{Live, LiveNews, PresenceNotice, SeenNotice, Sighting, TypingNotice},
     metrics::{ANSWER_SECONDS, SYNCS, USER_LOADS, WAKE_SECONDS},
     response::Answer,
+    sliding::Sliding,
     summary::Summaries,
     to_device::Acknowledged,
     token::Token,
@@ -137,6 +140,7 @@ pub struct Sync {
     /// Rooms known to be encrypted, which does not end.
     encrypted: Cache<i64, ()>,
     filters: Cache<(i64, i64), Arc<Filter>>,
+    sliding: Sliding,
     ticker: tokio::task::AbortHandle,
     stopping: AtomicBool,
     /// Whether other replicas could not be heard for a while.
@@ -179,6 +183,7 @@ impl Sync {
             acknowledged: Acknowledged::default(),
             encrypted: Cache::new(ENCRYPTED_ROOMS),
             filters: Cache::new(FILTERS),
+            sliding: Sliding::new(),
             ticker: tokio::spawn(tick(weak.clone())).abort_handle(),
             stopping: AtomicBool::new(false),
             missed: AtomicBool::new(true),
@@ -221,10 +226,10 @@ impl Sync {
     /// [`Error::Store`] and [`Error::Rooms`] when the database does not answer.
     pub async fn sync(self: &Arc<Self>, request: Request) -> Result<Bytes> {
         self.load(request.user_nid).await?;
-        Box::pin(self.seen_syncing(&request)).await?;
+        Box::pin(self.seen_syncing(request.user_nid, &request.set_presence)).await?;
         let since = self.known_since(request.since).await?;
         if let Some(since) = since {
-            self.acknowledge(&request, since).await?;
+            self.acknowledge(request.user_nid, request.device_nid, since.to_device_pos()).await?;
         }
         let since = match since {
             Some(since) if !request.full_state => since,
@@ -346,21 +351,21 @@ impl Sync {
         .await
     }
 
-    async fn seen_syncing(&self, request: &Request) -> Result<()> {
+    async fn seen_syncing(&self, user_nid: i64, set_presence: &PresenceState) -> Result<()> {
         if !self.options.presence {
             return Ok(());
         }
         let now = now_ms();
-        match self.live.note_sync(request.user_nid, &request.set_presence, now) {
+        match self.live.note_sync(user_nid, set_presence, now) {
             Sighting::Known => Ok(()),
             Sighting::Moved => {
-                let here = vec![request.user_nid];
+                let here = vec![user_nid];
                 self.pass_seen(&SeenNotice { origin: self.live.origin(), here, ..SeenNotice::default() })
             }
             Sighting::Changed => {
-                let before = self.live.presence(request.user_nid);
+                let before = self.live.presence(user_nid);
                 let status_msg = before.and_then(|presence| presence.status_msg);
-                self.tell_presence(request.user_nid, request.set_presence.clone(), status_msg, now).await
+                self.tell_presence(user_nid, set_presence.clone(), status_msg, now).await
             }
         }
     }

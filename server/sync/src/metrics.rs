@@ -75,6 +75,51 @@ pub(crate) static KEYS_LEFT_READS: LazyLock<IntCounter> = LazyLock::new(|| {
     .expect(UNIQUE)
 });
 
+pub(crate) static SLIDING_ANSWERS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    register_int_counter_vec!(
+        "myelin_sliding_sync_answers_total",
+        "Answers of sliding sync: initial, news, or empty after the timeout.",
+        &["kind"]
+    )
+    .expect(UNIQUE)
+});
+pub(crate) static SLIDING_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
+    register_histogram_vec!(
+        "myelin_sliding_sync_answer_duration_seconds",
+        "Time to put an answer of sliding sync together, without the wait.",
+        &["kind"],
+        vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]
+    )
+    .expect(UNIQUE)
+});
+pub(crate) static SLIDING_OPENED: LazyLock<IntCounter> = LazyLock::new(|| {
+    register_int_counter!("myelin_sliding_sync_connections_opened_total", "Connections of sliding sync that began.")
+        .expect(UNIQUE)
+});
+pub(crate) static SLIDING_LOADS: LazyLock<IntCounter> = LazyLock::new(|| {
+    register_int_counter!(
+        "myelin_sliding_sync_connection_loads_total",
+        "Times a connection of sliding sync was read from the database."
+    )
+    .expect(UNIQUE)
+});
+pub(crate) static SLIDING_EXPIRED: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    register_int_counter_vec!(
+        "myelin_sliding_sync_positions_expired_total",
+        "Positions of sliding sync that were refused: unknown (not ours, or replaced), overtaken (by another request of \
+         the same connection), configs (too many different ones).",
+        &["cause"]
+    )
+    .expect(UNIQUE)
+});
+pub(crate) static SLIDING_ROOMS: LazyLock<IntGauge> = LazyLock::new(|| {
+    register_int_gauge!(
+        "myelin_sliding_sync_cached_rooms",
+        "Rooms of the sliding sync connections that are in memory, all together."
+    )
+    .expect(UNIQUE)
+});
+
 /// Shows every metric from the start on, not from its first use.
 pub(crate) fn show() {
     LazyLock::force(&WAITERS);
@@ -88,4 +133,10 @@ pub(crate) fn show() {
     LazyLock::force(&UNREAD_EVENTS);
     LazyLock::force(&SUMMARIES_MADE);
     LazyLock::force(&KEYS_LEFT_READS);
+    LazyLock::force(&SLIDING_ANSWERS);
+    LazyLock::force(&SLIDING_SECONDS);
+    LazyLock::force(&SLIDING_OPENED);
+    LazyLock::force(&SLIDING_LOADS);
+    LazyLock::force(&SLIDING_EXPIRED);
+    LazyLock::force(&SLIDING_ROOMS);
 }

@@ -38,6 +38,24 @@ impl Sync {
         thread: Option<&str>,
         event_id: &EventId,
     ) -> Result<()> {
+        self.mark_read_at(room, user_nid, receipt_type, thread, event_id, None).await
+    }
+
+    /// [`Self::mark_read`] at a time in milliseconds since 1970, which is when the user's own server says that it was. No
+    /// receipt is from the future.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::mark_read`].
+    pub async fn mark_read_at(
+        &self,
+        room: &RoomName,
+        user_nid: i64,
+        receipt_type: ReceiptType,
+        thread: Option<&str>,
+        event_id: &EventId,
+        at_ms: Option<u64>,
+    ) -> Result<()> {
         self.require_joined(room.nid, user_nid).await?;
         let event = self.store.event_by_id(event_id).await?;
         let event = event
@@ -73,7 +91,7 @@ impl Sync {
             thread: thread.into(),
             event_nid: event.nid,
             event_pos,
-            ts: i64::try_from(now_ms()).unwrap_or(i64::MAX),
+            ts: i64::try_from(at_ms.unwrap_or(u64::MAX).min(now_ms())).unwrap_or(i64::MAX),
             pos: 0,
         };
         self.store.commit(Operation::Receipt(receipt)).await?;

@@ -56,7 +56,7 @@ pub(crate) struct DeviceLists {
 }
 
 impl DeviceLists {
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.changed.is_empty() && self.left.is_empty()
     }
 }

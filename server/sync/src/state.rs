@@ -194,7 +194,7 @@ async fn room_states(store: &Store, asked: &[(i64, i64)]) -> Result<Vec<i64>> {
 }
 
 /// True if no event of a whole timeline has changed the state.
-fn is_plain(filled: &Filled) -> bool {
+pub(crate) fn is_plain(filled: &Filled) -> bool {
     let root = filled.last.as_ref().map(|event| event.room_state);
     filled.hidden_state.is_empty()
         && filled.events.iter().all(|event| {

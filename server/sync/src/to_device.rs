@@ -8,11 +8,11 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::{Error, Request, Result, Sync, token::Token};
+use crate::{Error, Result, Sync};
 
 /// "If there is a large queue of send-to-device messages, the server should limit the number sent in each /sync response.
 /// 100 messages is recommended as a reasonable limit."
-const MESSAGES_MAX: usize = 100;
+pub(crate) const MESSAGES_MAX: usize = 100;
 /// Devices of which it is known what they have acknowledged; with more, all are forgotten and looked at again.
 const DEVICES_MAX: usize = 100_000;
 
@@ -56,9 +56,8 @@ impl Sync {
     /// "When the client calls /sync again with the next_batch token from the first response, the server should infer
     /// that any send-to-device messages in that response have been delivered successfully, and delete them from the
     /// store."
-    pub(crate) async fn acknowledge(&self, request: &Request, since: Token) -> Result<()> {
-        let (device_nid, up_to) = (request.device_nid, since.to_device_pos());
-        let last = self.index.to_device_pos(request.user_nid, device_nid);
+    pub(crate) async fn acknowledge(&self, user_nid: i64, device_nid: i64, up_to: i64) -> Result<()> {
+        let last = self.index.to_device_pos(user_nid, device_nid);
         if self.acknowledged.may_have(device_nid, up_to, last) {
             Box::pin(self.store.delete_to_device(device_nid, up_to)).await?;
             self.acknowledged.deleted(device_nid, up_to);
@@ -66,22 +65,22 @@ impl Sync {
         Ok(())
     }
 
-    /// The messages for the device up to a position, and up to where they are, if there are too many for one answer.
+    /// The messages for a device with positions in `(after, to]`, and up to where they are, if there are too many for one
+    /// answer.
     pub(crate) async fn messages(
         &self,
-        request: &Request,
-        since: Option<Token>,
+        (user_nid, device_nid): (i64, i64),
+        after: i64,
         to: i64,
+        limit: usize,
     ) -> Result<(Vec<Box<RawValue>>, Option<i64>)> {
-        let after = since.map_or(0, |since| since.to_device_pos());
-        if self.index.to_device_pos(request.user_nid, request.device_nid) <= after {
+        if self.index.to_device_pos(user_nid, device_nid) <= after {
             return Ok((Vec::new(), None));
         }
-        let limit = MESSAGES_MAX as i64 + 1;
-        let mut waiting = self.store.to_device_messages(request.device_nid, after, to, limit).await?;
+        let mut waiting = self.store.to_device_messages(device_nid, after, to, limit as i64 + 1).await?;
         let mut told_to = None;
-        if waiting.len() > MESSAGES_MAX {
-            waiting.truncate(MESSAGES_MAX);
+        if waiting.len() > limit {
+            waiting.truncate(limit);
             told_to = waiting.last().map(|message| message.pos);
         }
         let messages =

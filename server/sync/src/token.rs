@@ -2,7 +2,8 @@
 //!
 //! `t5` stands after everything up to position 5 and before everything from 6 on. `s5_1700` does so too, and says
 //! besides which typing notifications and presence a client has been told of. `s5_1700_3` says that messages to the
-//! device were told up to position 3 only: there were too many for one answer.
+//! device were told up to position 3 only: there were too many for one answer. `p5_…` comes from sliding sync, and is
+//! as good as `t5` where history is asked for.
 
 use std::{fmt, str::FromStr};
 
@@ -73,6 +74,10 @@ impl FromStr for Token {
     fn from_str(text: &str) -> Result<Self, InvalidToken> {
         if let Some(pos) = text.strip_prefix('t') {
             return Ok(Self::timeline(number(pos)?));
+        }
+        // "A pos token can be used in /messages and /relations APIs, in the same way as a next_batch".
+        if let Some(pos) = text.strip_prefix('p') {
+            return Ok(Self::timeline(number(pos.split('_').next().unwrap_or_default())?));
         }
         let (pos, serial) = text.strip_prefix('s').and_then(|rest| rest.split_once('_')).ok_or(InvalidToken)?;
         let (serial, to_device) = match serial.split_once('_') {

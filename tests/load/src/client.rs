@@ -114,18 +114,27 @@ impl Homeserver {
         body: Option<&Value>,
         wait: Duration,
     ) -> Result<Answer, RequestError> {
+        let authorization = token.map(|token| format!("Bearer {token}"));
+        let body = body.map(serde_json::to_vec).transpose()?.map(Bytes::from);
+        self.exchange_bytes(method, path, authorization.as_deref(), body, wait).await
+    }
+
+    async fn exchange_bytes(
+        &self,
+        method: Method,
+        path: &str,
+        authorization: Option<&str>,
+        body: Option<Bytes>,
+        wait: Duration,
+    ) -> Result<Answer, RequestError> {
         let mut request = Request::builder().method(&method).uri(format!("{}{path}", self.base));
-        if let Some(token) = token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        if let Some(authorization) = authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
         }
-        let body = match body {
-            Some(body) => {
-                request = request.header(header::CONTENT_TYPE, "application/json");
-                Full::new(Bytes::from(serde_json::to_vec(body)?))
-            }
-            None => Full::default(),
-        };
-        let request = request.body(body)?;
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        let request = request.body(Full::new(body.unwrap_or_default()))?;
         let failed = |error: &dyn std::error::Error| RequestError::Connection {
             method: method.clone(),
             path: shape(path),
@@ -153,19 +162,29 @@ impl Homeserver {
         body: Option<&Value>,
         wait: Duration,
     ) -> Result<Bytes, RequestError> {
-        #[derive(Deserialize)]
-        struct Envelope {
-            errcode: String,
-        }
         let answer = self.exchange(method.clone(), path, token, body, wait).await?;
-        if answer.status == StatusCode::OK {
-            return Ok(answer.body);
-        }
-        // A proxy's error page has no errcode; the status tells enough.
-        let errcode =
-            serde_json::from_slice::<Envelope>(&answer.body).map(|envelope| envelope.errcode).unwrap_or_default();
-        Err(RequestError::Refused { method, path: shape(path), status: answer.status, errcode })
+        accept(method, path, answer)
     }
+
+    /// Sends what another server signed; any answer but one of status 200 is an error.
+    pub(crate) async fn put_signed(&self, path: &str, authorization: &str, body: Bytes) -> Result<Bytes, RequestError> {
+        let answer = self.exchange_bytes(Method::PUT, path, Some(authorization), Some(body), Duration::ZERO).await?;
+        accept(Method::PUT, path, answer)
+    }
+}
+
+/// The body of an answer of status 200.
+fn accept(method: Method, path: &str, answer: Answer) -> Result<Bytes, RequestError> {
+    #[derive(Deserialize)]
+    struct Envelope {
+        errcode: String,
+    }
+    if answer.status == StatusCode::OK {
+        return Ok(answer.body);
+    }
+    // A proxy's error page has no errcode; the status tells enough.
+    let errcode = serde_json::from_slice::<Envelope>(&answer.body).map(|envelope| envelope.errcode).unwrap_or_default();
+    Err(RequestError::Refused { method, path: shape(path), status: answer.status, errcode })
 }
 
 /// A path without its query and ids, so that a thousand like failures read as one.
@@ -289,6 +308,19 @@ impl Session {
     pub(crate) async fn join(&self, room: &str) -> Result<(), RequestError> {
         let path = format!("/_matrix/client/v3/join/{}", encode(room));
         self.call(Method::POST, &path, Some(&json!({}))).await.map(drop)
+    }
+
+    /// Joins a room through another server.
+    pub(crate) async fn join_through(&self, room: &str, via: &str) -> Result<(), RequestError> {
+        let via = encode(via);
+        // Some servers only know the older name of the parameter.
+        let path = format!("/_matrix/client/v3/join/{}?via={via}&server_name={via}", encode(room));
+        self.call(Method::POST, &path, Some(&json!({}))).await.map(drop)
+    }
+
+    /// The name of the server that the user is of.
+    pub(crate) fn server_name(&self) -> &str {
+        self.user_id.split_once(':').map_or("", |(_, name)| name)
     }
 
     /// Leaves a room.

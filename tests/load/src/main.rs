@@ -1,4 +1,5 @@
-//! `myelin-load`: loads a Matrix homeserver through the client-server API and measures what it costs.
+//! `myelin-load`: loads a Matrix homeserver through the client-server API, and as other servers do, and measures what it
+//! costs.
 //!
 //! It knows nothing of any one server, so that several can be measured alike. See the README beside it.
 
@@ -7,6 +8,7 @@ mod client;
 mod follow;
 mod measure;
 mod options;
+mod peers;
 mod processes;
 mod report;
 mod run;
@@ -35,6 +37,11 @@ async fn main() -> anyhow::Result<ExitCode> {
             print!("{}", table::markdown(&read_reports(&files)?));
             return Ok(ExitCode::SUCCESS);
         }
+        Command::Authority { folder } => {
+            peers::authority::make(&folder)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Federation => Scenario::FEDERATION.to_vec(),
         Command::Scenario(scenario) => vec![scenario],
         Command::All { skip } => Scenario::ALL.into_iter().filter(|scenario| !skip.contains(scenario)).collect(),
     };

@@ -30,6 +30,14 @@ pub(crate) enum Command {
         #[arg(long, value_name = "SCENARIO")]
         skip: Vec<Scenario>,
     },
+    /// Run every scenario of rooms shared with other servers, which needs --authority.
+    Federation,
+    /// Make the certificate authority of the other servers: root.pem, which the measured server must trust,
+    /// certificate.pem and key.pem.
+    Authority {
+        /// Where to.
+        folder: PathBuf,
+    },
     /// Write the JSON files of several runs as one Markdown table, with ratios to the first.
     Table {
         /// Files written by --json.
@@ -59,6 +67,12 @@ pub(crate) enum Scenario {
     Join,
     /// Long polls that nothing happens to.
     Idle,
+    /// The join of a large room that another server holds.
+    RemoteJoin,
+    /// Transactions of another server.
+    RemoteReceive,
+    /// Messages that many other servers are sent.
+    RemoteSend,
 }
 
 impl Scenario {
@@ -76,6 +90,9 @@ impl Scenario {
         Self::Mixed,
     ];
 
+    /// Every scenario of rooms shared with other servers.
+    pub(crate) const FEDERATION: [Self; 3] = [Self::RemoteJoin, Self::RemoteReceive, Self::RemoteSend];
+
     /// The name on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -88,6 +105,9 @@ impl Scenario {
             Self::Members => "members",
             Self::Join => "join",
             Self::Idle => "idle",
+            Self::RemoteJoin => "remote-join",
+            Self::RemoteReceive => "remote-receive",
+            Self::RemoteSend => "remote-send",
         }
     }
 }
@@ -205,6 +225,28 @@ pub(crate) struct Options {
     /// Joins to the large room, one after the other.
     #[arg(long, global = true, default_value_t = 50, help_heading = "Sizes", value_parser = positive)]
     pub(crate) joins: usize,
+
+    /// The folder that `authority` filled.
+    #[arg(long, global = true, value_name = "FOLDER", help_heading = "Other servers")]
+    pub(crate) authority: Option<PathBuf>,
+    /// Where the measured server's database lies, to see how it grows.
+    #[arg(long, global = true, value_name = "FOLDER", help_heading = "Other servers")]
+    pub(crate) database_folder: Option<PathBuf>,
+    /// Members of the room that remote-join joins.
+    #[arg(long, global = true, default_value_t = 5_000, help_heading = "Other servers", value_parser = positive)]
+    pub(crate) remote_members: usize,
+    /// Events of that room.
+    #[arg(long, global = true, default_value_t = 20_000, help_heading = "Other servers", value_parser = positive)]
+    pub(crate) remote_events: usize,
+    /// Transactions of remote-receive, of 50 events each.
+    #[arg(long, global = true, default_value_t = 100, help_heading = "Other servers", value_parser = positive)]
+    pub(crate) transactions: usize,
+    /// Servers that remote-send sends to.
+    #[arg(long, global = true, default_value_t = 200, help_heading = "Other servers", value_parser = positive)]
+    pub(crate) destinations: usize,
+    /// Messages of remote-send.
+    #[arg(long, global = true, default_value_t = 20, help_heading = "Other servers", value_parser = positive)]
+    pub(crate) remote_messages: usize,
 }
 
 impl Options {
@@ -257,7 +299,7 @@ mod tests {
     #[test]
     fn every_scenario_is_a_subcommand() {
         CommandLine::command().debug_assert();
-        for scenario in Scenario::ALL {
+        for scenario in Scenario::ALL.into_iter().chain(Scenario::FEDERATION) {
             let line = CommandLine::try_parse_from(["myelin-load", scenario.name(), "--pid", "server=7"]).unwrap();
             assert!(matches!(line.command, Command::Scenario(parsed) if parsed == scenario));
             assert_eq!(line.options.pid.len(), 1);

@@ -11,6 +11,7 @@ use crate::{
     client::{Homeserver, Session},
     measure::Watch,
     options::{Options, Scenario},
+    peers::{Peers, RoomSize},
     processes::Processes,
     report::{Outcome, Report},
     scenarios,
@@ -135,6 +136,12 @@ impl Run {
         };
         self.large_room = Some(room.clone());
         Ok((members, room))
+    }
+
+    /// Other servers with a room that has members of each.
+    pub(crate) async fn peers(&self, count: usize, size: RoomSize) -> anyhow::Result<Peers> {
+        let folder = self.options.authority.as_deref().context("other servers need --authority")?;
+        Peers::start(folder, count, size).await
     }
 
     /// Keeps a room that was filled with messages for who reads history.

@@ -26,7 +26,14 @@ const FIGURES: [(&str, Better, Figure); 7] = [
 ];
 
 /// Extra figures worth a row where a scenario has them.
-const EXTRAS: [&str; 4] = ["KiB of memory a held poll", "bytes a sync", "bytes a list", "bytes a page"];
+const EXTRAS: [&str; 6] = [
+    "KiB of memory a held poll",
+    "bytes a sync",
+    "bytes a list",
+    "bytes a page",
+    "ms to the first page of history",
+    "MiB that the database grew",
+];
 
 /// A table of all reports. In parentheses, how many times better than the first each of the others is.
 pub(crate) fn markdown(reports: &[Report]) -> String {

@@ -22,8 +22,12 @@ const FEATURES: &[&str] = &[
     // Profile fields of any name, released with v1.16.
     "uk.tcpip.msc4133",
     "uk.tcpip.msc4133.stable",
+    // Simplified sliding sync, before it is released.
+    "org.matrix.simplified_msc3575",
     // Authenticated media, released with v1.11.
     "org.matrix.msc3916.stable",
+    // Rendezvous sessions, for signing in by a QR code.
+    "org.matrix.msc4108",
 ];
 
 pub(crate) async fn list(_: State<Services>, _: Matrix<Request>) -> Result<Reply<Response>> {

@@ -5,6 +5,9 @@ mod poll;
 mod presence;
 mod read_markers;
 mod receipt;
+mod sliding;
+#[cfg(test)]
+mod sliding_tests;
 mod tags;
 #[cfg(test)]
 mod tests;
@@ -14,7 +17,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use http::StatusCode;
-use myelin_http::{ApiError, Endpoints as _, RouteOptions, Session};
+use myelin_http::{ApiError, Endpoints as _, RouteOptions, Session, route};
 use myelin_store::RoomName;
 use myelin_sync::Error;
 use ruma::{RoomId, UserId, api::error::ErrorCode};
@@ -26,8 +29,10 @@ use crate::{
 
 /// Adds the endpoints of this module.
 pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
-    router
-        .endpoint_with(RouteOptions::new().long_poll(), poll::poll)
+    let polls = RouteOptions::new().long_poll();
+    let router = route::<sliding::UnstablePath, _, _, _>(router, polls, sliding::unstable);
+    route::<sliding::StablePath, _, _, _>(router, polls, sliding::stable)
+        .endpoint_with(polls, poll::poll)
         .endpoint(typing::typing)
         .endpoint(receipt::receipt)
         .endpoint(read_markers::read_markers)
@@ -57,6 +62,9 @@ fn of_sync(error: Error) -> ApiError {
         Error::NotFound(reason) => ApiError::not_found(reason),
         Error::InvalidParam(reason) => ApiError::invalid_param(reason),
         Error::BadJson(reason) => ApiError::bad_json(reason),
+        error @ Error::UnknownPos => {
+            ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::UnknownPos, error.to_string())
+        }
         // "This type of account data is controlled by the server; it cannot be modified by clients."
         error @ Error::ServerManaged(_) => {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::BadJson, error.to_string())

@@ -154,6 +154,11 @@ async fn bodies_and_paths_are_checked() {
             *request.body_mut() = body.as_bytes().to_vec();
             assert_eq!(server.send(request).await.errcode(StatusCode::BAD_REQUEST), errcode, "{body}");
         }
+        for broken in [&b"\xff"[..], b"{\"a\":\"\xc3\x28\"}", b"{\"\xed\xa0\x80\":1}"] {
+            let mut request = peer.request(Method::PUT, leave, None);
+            *request.body_mut() = broken.to_vec();
+            assert_eq!(server.send(request).await.errcode(StatusCode::BAD_REQUEST), "M_NOT_JSON", "{broken:?}");
+        }
         let room = "/_matrix/federation/v1/make_leave/room/%40user%3Apeer.org";
         assert_eq!(peer.get(server, room).await.errcode(StatusCode::BAD_REQUEST), "M_INVALID_PARAM");
         assert_unauthorized(&Peer::new("unknown.org").get(server, room).await);

@@ -2,6 +2,8 @@
 //!
 //! [Specification](https://spec.matrix.org/v1.19/server-server-api/#presence)
 
+use std::time::Duration;
+
 use myelin_store::Membership;
 use ruma::{
     OwnedUserId, ServerName,
@@ -25,7 +27,8 @@ pub(super) async fn take(services: &Services, origin: &ServerName, content: &str
 }
 
 async fn set(services: &Services, origin: &ServerName, update: PresenceUpdate) -> Outcome {
-    let PresenceUpdate { user_id, presence, status_msg, .. } = update;
+    let PresenceUpdate { user_id, presence, status_msg, last_active_ago, .. } = update;
+    let ago = Duration::from_millis(last_active_ago.into());
     if user_id.server_name() != origin {
         return Outcome::Refused;
     }
@@ -33,7 +36,7 @@ async fn set(services: &Services, origin: &ServerName, update: PresenceUpdate) -
         return Outcome::Malformed;
     }
     match who_shares_rooms(services, &user_id).await {
-        Ok(Some(user_nid)) => told(services.sync.set_presence(user_nid, presence, status_msg).await),
+        Ok(Some(user_nid)) => told(services.sync.set_presence_as_of(user_nid, presence, status_msg, Some(ago)).await),
         Ok(None) => Outcome::Ignored,
         Err(error) => failed(&error),
     }

@@ -32,6 +32,9 @@ struct Receipt {
 #[derive(Default, Deserialize)]
 struct Data {
     thread_id: Option<String>,
+    /// "A POSIX timestamp in milliseconds for when the user read the event specified in the read receipt." One that is
+    /// none does not spoil the receipt.
+    ts: Option<serde_json::Value>,
 }
 
 pub(super) async fn take(services: &Services, origin: &ServerName, content: &str, budget: &mut Budget) -> Outcome {
@@ -75,5 +78,6 @@ async fn mark(services: &Services, origin: &ServerName, room: &RoomName, user_id
         Err(error) => return failed(&error),
     };
     let thread = receipt.data.thread_id.as_deref();
-    told(services.sync.mark_read(room, user_nid, ReceiptType::Read, thread, event_id).await)
+    let at_ms = receipt.data.ts.as_ref().and_then(serde_json::Value::as_u64);
+    told(services.sync.mark_read_at(room, user_nid, ReceiptType::Read, thread, event_id, at_ms).await)
 }

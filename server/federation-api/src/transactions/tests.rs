@@ -13,6 +13,10 @@ fn path(id: &str) -> String {
     format!("/_matrix/federation/v1/send/{id}")
 }
 
+fn now_ms() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64
+}
+
 fn body(pdus: &[Value], edus: &[Value]) -> Value {
     json!({ "origin": "peer.org", "origin_server_ts": 1, "pdus": pdus, "edus": edus })
 }
@@ -177,7 +181,8 @@ async fn receipts_are_checked() {
         mixed["not a room"] = json!({ "m.read": {} });
         mixed[room.room_id.as_str()]["m.read"]["@alice:example.org"] = json!({ "event_ids": [event] });
         assert_eq!(edu(server, &peer, "8", "m.receipt", mixed).await, ["accepted"]);
-        assert_eq!(kept().await[0].event_nid, join.nid);
+        let told = &kept().await[0];
+        assert_eq!((told.event_nid, told.ts), (join.nid, 1), "the origin knows when it was");
         let alice_nid = server.services.store.user_nid(user_id!("@alice:example.org")).await.unwrap();
         let others = server.services.store.receipts_of_user(alice_nid, &[room.nid]).await.unwrap();
         assert!(others.iter().all(|receipt| *receipt.receipt_type != *"m.read"));
@@ -185,6 +190,17 @@ async fn receipts_are_checked() {
         let again = server.services.sync.mark_read(&room, bob_nid, ReceiptType::Read, None, &join.event_id).await;
         again.unwrap();
         assert_eq!(kept().await.len(), 1);
+
+        // Nothing was read in the future, and what is no time is none.
+        for (id, (thread, ts)) in [("main", json!(i64::MAX)), (event, json!("soon"))].into_iter().enumerate() {
+            let data = json!({ "ts": ts, "thread_id": thread });
+            let content =
+                json!({ room.room_id.as_str(): { "m.read": { bob.as_str(): { "event_ids": [event], "data": data } } } });
+            assert_eq!(edu(server, &peer, &format!("later {id}"), "m.receipt", content).await, ["accepted"]);
+            let kept = kept().await;
+            let receipt = kept.iter().find(|receipt| *receipt.thread == *thread).unwrap();
+            assert!(receipt.ts > join.origin_server_ts() as i64 - 1 && receipt.ts <= now_ms() as i64, "{receipt:?}");
+        }
     })
     .await;
 }
@@ -197,7 +213,7 @@ async fn presence_is_checked() {
         let bob = user_id!("@bob:peer.org");
         shared_room(server, bob).await;
         let update = |user: &str, presence: &str| {
-            json!({ "push": [{ "user_id": user, "presence": presence, "last_active_ago": 5, "status_msg": "here" }] })
+            json!({ "push": [{ "user_id": user, "presence": presence, "last_active_ago": 500, "status_msg": "here" }] })
         };
         let online = "online";
         assert_eq!(edu(server, &peer, "1", "m.presence", update("@alice:example.org", online)).await, ["refused"]);
@@ -219,6 +235,8 @@ async fn presence_is_checked() {
         };
         tokio::time::timeout(std::time::Duration::from_secs(10), told).await.unwrap();
         assert_eq!(presence().await.status_msg.as_deref(), Some("here"));
+        let ago = now_ms() - presence().await.last_active_ms;
+        assert!((500..60_000).contains(&ago), "{ago}");
         assert_eq!(edu(server, &peer, "7", "org.example.unknown", json!({})).await, ["ignored"]);
         let nobody = json!({ "user_id": "@carol:peer.org", "presence": online, "last_active_ago": 0 });
         let mut many = vec![nobody; 2000];

@@ -6,14 +6,11 @@ use std::{
     },
 };
 
-use ::http::{Request, header};
-use bytes::Bytes;
 use futures_util::future::join_all;
 use myelin_rooms::remote::{VerifyKeys, WantedKeys};
+use myelin_store::SigningKey;
 use ruma::{
-    CanonicalJsonObject, OwnedServerName, ServerName,
-    api::federation::authentication::{XMatrix, XMatrixSigningInput},
-    owned_server_name,
+    CanonicalJsonObject, OwnedServerName, ServerName, owned_server_name,
     serde::{Base64, base64::Standard},
     server_name,
     signatures::{Ed25519KeyPair, sign_json},
@@ -22,7 +19,7 @@ use serde_json::json;
 
 use super::{document, now_ms};
 use crate::{
-    AuthenticationError, Client, ClientOptions, Ports,
+    Client, ClientOptions, Ports,
     testing::{self, Authority, FakeDns, Handler, Ours, Peer, always, handler, own_name},
 };
 
@@ -61,17 +58,6 @@ impl Other {
             sign_json(signer.name.as_str(), &*signer.key, &mut document).unwrap();
         }
         serde_json::to_string(&document).unwrap()
-    }
-
-    /// A request to us, signed.
-    fn request(&self, method: &str, path: &str, body: &str) -> Request<Bytes> {
-        let mut request = Request::new(Bytes::from(body.to_owned()));
-        *request.method_mut() = method.parse().unwrap();
-        *request.uri_mut() = path.parse().unwrap();
-        let input = XMatrixSigningInput::new(self.name.clone(), own_name(), &self.key);
-        let claim = XMatrix::sign_http_request(&request, input).unwrap();
-        request.headers_mut().insert(header::AUTHORIZATION, (&claim).into());
-        request
     }
 }
 
@@ -209,89 +195,6 @@ async fn notaries_are_asked() {
     }
 }
 
-/// A request that its server signed is authentic; the server counts as heard from.
-#[tokio::test]
-async fn authentic_requests() {
-    let other = Other::new("a.example", "1");
-    let world = world(always(200, &other.document(now_ms() + HOUR, json!({}), &[])), |_| {}).await;
-    let client = &world.ours.client;
-    let mut heard = client.heard();
-    let large = format!(r#"{{"pdus":["{}"]}}"#, "x".repeat(200_000));
-    for (method, path, body) in [
-        ("GET", "/_matrix/federation/v1/event/%24a?x=%20y", ""),
-        ("PUT", "/_matrix/federation/v1/send/1", r#"{ "pdus": [], "a": {"c": 1, "b": "é"} }"#),
-        ("PUT", "/_matrix/federation/v1/send/2", &large),
-    ] {
-        assert_eq!(client.authenticate(&other.request(method, path, body)).await.unwrap(), other.name);
-        assert_eq!(heard.recv().await.unwrap(), other.name);
-    }
-}
-
-/// What is done to a request after it was signed.
-type Change<'a> = &'a dyn Fn(&mut Request<Bytes>);
-
-/// Whatever is changed after signing, or is meant for or said by another, is refused.
-#[tokio::test]
-async fn forged_requests() {
-    let other = Other::new("a.example", "1");
-    let world = world(always(200, &other.document(now_ms() + HOUR, json!({}), &[])), |_| {}).await;
-    let client = &world.ours.client;
-    let good = || other.request("PUT", "/_matrix/federation/v1/send/1", r#"{"pdus":[]}"#);
-    client.authenticate(&good()).await.unwrap();
-    let refused = async |change: Change<'_>| {
-        let mut request = good();
-        change(&mut request);
-        client.authenticate(&request).await.unwrap_err()
-    };
-    let header = |from: &'static str, to: &'static str| {
-        move |request: &mut Request<Bytes>| {
-            let value = request.headers()[header::AUTHORIZATION].to_str().unwrap().replace(from, to);
-            request.headers_mut().insert(header::AUTHORIZATION, value.parse().unwrap());
-        }
-    };
-    let signature: [Change<'_>; 6] = [
-        &|request| *request.body_mut() = Bytes::from_static(b"{\"pdus\":[1]}"),
-        &|request| *request.body_mut() = Bytes::from_static(b"{\"pdus\":[1.5]}"),
-        &|request| *request.body_mut() = Bytes::from_static(b"\xff"),
-        &|request| *request.uri_mut() = "/_matrix/federation/v1/send/2".parse().unwrap(),
-        &|request| *request.method_mut() = "POST".parse().unwrap(),
-        &header("destination=example.org", "destination=example.com"),
-    ];
-    for change in signature {
-        assert!(matches!(refused(change).await, AuthenticationError::Signature { .. }));
-    }
-    let unknown: [Change<'_>; 2] =
-        [&header("ed25519:1", "ed25519:2"), &header("origin=a.example", "origin=gone.example")];
-    for change in unknown {
-        assert!(matches!(refused(change).await, AuthenticationError::UnknownKey { .. }));
-    }
-    let own = header("origin=a.example", "origin=example.org");
-    assert!(matches!(refused(&own).await, AuthenticationError::NotAllowed(_)));
-    let none = |request: &mut Request<Bytes>| request.headers_mut().clear();
-    assert!(matches!(refused(&none).await, AuthenticationError::Header(_)));
-    for nonsense in ["X-Matrix", "Bearer x", "X-Matrix origin=a.example", "X-Matrix ,,,=\"", "X-Matrix origin=\"\\\""] {
-        let change = |request: &mut Request<Bytes>| {
-            drop(request.headers_mut().insert("authorization", nonsense.parse().unwrap()))
-        };
-        assert!(matches!(refused(&change).await, AuthenticationError::Header(_)), "{nonsense}");
-    }
-}
-
-/// A key that its server has given up, or that ran out, signs events of old but no requests.
-#[tokio::test]
-async fn old_keys_sign_no_requests() {
-    let (new, old) = (Other::new("a.example", "2"), Other::new("a.example", "1"));
-    let expired = json!({ "ed25519:1": { "key": old.public(), "expired_ts": now_ms() - HOUR } });
-    let rotated = world(always(200, &new.document(now_ms() + HOUR, expired, &[])), |_| {}).await;
-    let path = "/_matrix/federation/v1/event/%24a";
-    rotated.ours.client.authenticate(&new.request("GET", path, "")).await.unwrap();
-    let error = rotated.ours.client.authenticate(&old.request("GET", path, "")).await.unwrap_err();
-    assert!(matches!(error, AuthenticationError::UnknownKey { .. }), "{error}");
-    let ran_out = world(always(200, &new.document(now_ms() - 1, json!({}), &[])), |_| {}).await;
-    let error = ran_out.ours.client.authenticate(&new.request("GET", path, "")).await.unwrap_err();
-    assert!(matches!(error, AuthenticationError::UnknownKey { .. }), "{error}");
-}
-
 /// What we tell of ourselves is what we demand of others.
 #[tokio::test]
 async fn our_own_document_is_good() {
@@ -304,6 +207,41 @@ async fn our_own_document_is_good() {
     let keys = client.verify_keys_of(&wanted(&own_name(), &[], now_ms())).await;
     assert_eq!(keys.0[&own_name()].len(), 1);
     assert!(world.peer.seen().is_empty());
+}
+
+/// When our key was replaced, both count while replicas may sign with either, and nobody may rely on our word for
+/// longer; then the old one is told as such.
+#[tokio::test]
+async fn our_key_is_replaced() {
+    let world = world(always(404, ""), |_| {}).await;
+    let (store, client) = (&world.ours.store, &world.ours.client);
+    let read = async |client: &Client| {
+        let raw = client.key_document().await.unwrap();
+        (document::check(raw.json().get(), &own_name()).unwrap(), raw.json().get().to_owned())
+    };
+    let (old, until) = (client.key.version().to_owned(), now_ms() + HOUR);
+    let second = SigningKey::generate(now_ms());
+    assert!(store.replace_signing_key(Some(&old), &second, until).await.unwrap());
+    for client in [client, &world.again().await] {
+        let (document, _) = read(client).await;
+        assert_eq!(document.valid_until_ts, until);
+        let mut told: Vec<_> = document.keys.iter().map(|key| (key.key_id.clone(), key.expired_ts)).collect();
+        told.sort();
+        let mut expected = [(format!("ed25519:{old}"), None), (format!("ed25519:{}", second.version), None)];
+        expected.sort();
+        assert_eq!(told, expected);
+        let keys = client.verify_keys_of(&wanted(&own_name(), &[], now_ms())).await;
+        assert_eq!(valid_until(&keys, &own_name(), &format!("ed25519:{old}")), Some(until.unsigned_abs()));
+    }
+    // The next one is in use at once.
+    let third = SigningKey::generate(now_ms());
+    assert!(store.replace_signing_key(Some(&second.version), &third, now_ms() - 1).await.unwrap());
+    let (document, json) = read(&*world.again().await).await;
+    let expired = document.keys.iter().find(|key| key.key_id.ends_with(&second.version)).unwrap();
+    assert!(expired.expired_ts.is_some_and(|expired_ts| expired_ts < now_ms()));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["verify_keys"].as_object().unwrap().len(), 2);
+    assert_eq!(json["signatures"][own_name().as_str()].as_object().unwrap().len(), 2);
 }
 
 /// As a notary we tell of others with their signature and ours, of those that are gone as well, and of ourselves.

@@ -272,7 +272,7 @@ impl RoomWriter {
     async fn receive_anew(&mut self, join: &Incoming, state: &[OwnedEventId]) -> Result<Verdict> {
         self.learn(&state.iter().collect::<Vec<_>>()).await?;
         self.head.state_root = self.snapshot_of(state).await?;
-        self.receive(join, Some(state), Place::Timeline).await
+        self.receive(join, Some(state), Place::Entrance).await
     }
 }
 

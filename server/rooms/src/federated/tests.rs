@@ -5,6 +5,8 @@ mod doors;
 mod network;
 mod policy;
 mod refusals;
+mod ties;
+mod tricks;
 
 use myelin_store::{Membership, testing::Fresh};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
@@ -167,6 +169,48 @@ async fn gaps_are_filled() {
     expected.push("heard".into());
     assert_eq!(bodies(&network, 1, &room, &bob, 1_000).await, expected);
     must_agree(&network, &room, &[0, 1]).await;
+}
+
+/// A branch that leaves the room's graph before our join is not taken for news down to the room's beginning: what was
+/// said before is history.
+#[tokio::test]
+async fn branches_from_before_our_join_stay_history() {
+    let network = embedded(3).await;
+    let (alice, bob, carol) = (user("alice", 0), user("bob", 1), user("carol", 2));
+    let room = network.create(0, &alice, RoomVersionId::V11, Preset::PublicChat).await;
+    network.enter(2, &room, 0, &carol, Join).await.unwrap();
+    let old: Vec<String> = (0..30).map(|number| format!("old {number}")).collect();
+    for text in &old {
+        network.send(0, &room, message(&alice, text)).await.unwrap();
+    }
+    network.deliver().await;
+    network.cut(0, 2);
+    network.cut(1, 2);
+    for number in 0..3 {
+        network.send(2, &room, message(&carol, &format!("beside {number}"))).await.unwrap();
+    }
+    for number in 0..10 {
+        network.send(0, &room, message(&alice, &format!("before {number}"))).await.unwrap();
+    }
+    network.enter(1, &room, 0, &bob, Join).await.unwrap();
+    network.deliver().await;
+    network.forget(2, 1).await;
+    network.heal();
+    let joined_at = network.rooms(1).store().position();
+    network.send(2, &room, message(&carol, "news")).await.unwrap();
+    network.deliver().await;
+    network.send(0, &room, message(&alice, "both")).await.unwrap();
+    network.deliver().await;
+    must_agree(&network, &room, &[0, 1, 2]).await;
+    let (store, known) = (network.rooms(1).store(), network.room(1, &room).await);
+    let news = store.page(known.nid, myelin_store::Direction::Forward, joined_at, None, 100).await.unwrap();
+    let news: Vec<_> = news.iter().filter(|event| event.event_type() == "m.room.message").collect();
+    assert_eq!(news.len(), 2, "{news:?}");
+    let heard = bodies(&network, 1, &room, &bob, 1_000).await;
+    for text in &old {
+        assert_eq!(heard.iter().filter(|body| *body == text).count(), 1, "{text}: {heard:?}");
+    }
+    assert_eq!(heard[heard.len() - 2..], ["news", "both"]);
 }
 
 /// Whatever three servers do while links are cut and healed, in the end they have one state.

@@ -43,6 +43,9 @@ pub(crate) enum Place {
     Timeline,
     /// At the end of the timeline, to be sent on to the other servers of the room.
     TimelineAndOn,
+    /// At the end of the timeline, as a join of ours that the room's servers have taken already: what we know of the
+    /// room is what they told us with it.
+    Entrance,
     /// Before what we have of the room.
     History,
 }
@@ -117,7 +120,7 @@ impl RoomWriter {
         let mut pdu = incoming.pdu.clone();
         pdu.nid = nid;
         let mut verdict = self.judge(&Arc::new(pdu.clone()), &auths, state_before, place).await?;
-        if verdict == Verdict::Accepted && place != Place::History {
+        if verdict == Verdict::Accepted && matches!(place, Place::Timeline | Place::TimelineAndOn) {
             verdict = self.judge_by_policy(incoming).await?;
         }
         if matches!(verdict, Verdict::Rejected(_)) {
@@ -276,7 +279,7 @@ impl RoomWriter {
         }
         match place {
             Place::History => self.draft.history.push(event),
-            Place::Timeline | Place::TimelineAndOn => {
+            Place::Timeline | Place::TimelineAndOn | Place::Entrance => {
                 self.draft.events.push(event);
                 self.change_members(old_root).await?;
             }

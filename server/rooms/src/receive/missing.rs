@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
-use myelin_store::RoomName;
+use myelin_store::{Direction, RoomName};
 use ruma::{
     EventId, OwnedEventId, OwnedServerName, ServerName, UInt,
     api::federation::{
@@ -132,6 +132,7 @@ impl<'a> Search<'a> {
         let head = self.rooms.store.head(self.room.nid).await?;
         let extremities = self.rooms.store.events(&head.extremities).await?;
         let earliest: Vec<OwnedEventId> = extremities.iter().map(|event| event.event_id.clone()).collect();
+        let min_depth = self.least_depth().await?;
         let given = self.events.len();
         let mut spare = HashMap::new();
         for _ in 0..ROUNDS {
@@ -141,6 +142,7 @@ impl<'a> Search<'a> {
             }
             let mut request = get_missing_events::v1::Request::new(self.room.room_id.clone(), earliest.clone(), latest);
             request.limit = UInt::from(ROUND_EVENTS);
+            request.min_depth = UInt::new_saturating(u64::try_from(min_depth).unwrap_or(0));
             let server = self.servers[0].clone();
             let found = match self.rooms.remote()?.missing_events(&server, request).await {
                 Ok(found) => found.events,
@@ -153,7 +155,9 @@ impl<'a> Search<'a> {
                 }
             };
             let before = self.events.len();
-            let found = self.verified(&found, ROUND_EVENTS as usize).await?;
+            let mut found = self.verified(&found, ROUND_EVENTS as usize).await?;
+            // Not every server heeds what it was asked.
+            found.retain(|event| event.pdu.depth >= min_depth);
             self.look_up(found.iter().flat_map(Incoming::references).collect()).await?;
             spare.extend(found.into_iter().map(|event| (event.event_id.clone(), event)));
             self.take_needed(&mut spare);
@@ -162,6 +166,13 @@ impl<'a> Search<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The depth of the oldest event that we have of the room. What lies below it is history: a branch that leaves the
+    /// room's graph there is not walked to its beginning, but comes with the state before its first event.
+    async fn least_depth(&self) -> Result<i64> {
+        let oldest = self.rooms.store.page(self.room.nid, Direction::Forward, i64::MIN, None, 1).await?;
+        Ok(oldest.first().map_or(0, |event| event.depth))
     }
 
     /// Takes those events that fill the gap, and no others. The server that gave them does not know what we have: where

@@ -81,7 +81,7 @@ pub(crate) struct Policy {
 impl Policy {
     /// "Valid means `content` contains at least: A string value for `via`. An object value for `public_keys` containing
     /// at least a string value for `ed25519`."
-    fn new(event_nid: i64, content: &str) -> Option<Self> {
+    pub(crate) fn new(event_nid: i64, content: &str) -> Option<Self> {
         let said: Map<String, Value> = serde_json::from_str(content).ok()?;
         let key = said.get("public_keys")?.as_object()?.get("ed25519")?.as_str()?;
         // No user has joined from what is no server.

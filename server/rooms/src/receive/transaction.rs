@@ -13,7 +13,7 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Incoming, Opinions, Place, RECEIVED, Refusal, Verdict, missing::gather, parse, verify};
+use super::{Incoming, Opinions, Place, RECEIVED, Refusal, Verdict, missing::gather, parse, ties::LOOSE_ENDS, verify};
 use crate::{Error, Result, Rooms, now_ms, writer::rules_of};
 
 /// How long a sender waits for what can only be received once something else was fetched.
@@ -317,7 +317,13 @@ impl Rooms {
                 self.ask_about(room, &mut gathered.events, &mut opinions).await?;
                 continue;
             }
+            let ends = writer.extremities.len();
             if let Some(verdicts) = attempts.finish(writer, built).await? {
+                if ends >= LOOSE_ENDS
+                    && let Err(error) = Box::pin(self.tie_loose_ends(room)).await
+                {
+                    tracing::info!(room.id = %room.room_id, %error, "the room's loose ends stay: {error}");
+                }
                 return Ok(verdicts);
             }
         }

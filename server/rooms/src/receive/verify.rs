@@ -64,7 +64,7 @@ async fn keys_for(rooms: &Rooms, rules: &RoomVersionRules, received: &[Received]
         false => rooms.remote()?.verify_keys(&wanted).await,
     };
     if received.iter().any(|event| event.signers.contains(&rooms.server_name)) {
-        keys.0.insert(rooms.server_name.clone(), rooms.own_keys().await?);
+        keys.0.insert(rooms.server_name.clone(), (*rooms.own_keys().await?).clone());
     }
     Ok(keys)
 }

@@ -78,6 +78,41 @@ pub async fn get_many<S: NodeSource>(source: &S, root: i64, keys: &[i64]) -> Res
     Ok(found)
 }
 
+/// The events of some keys in each of some snapshots, in the order asked. Nodes are loaded for all of them at once.
+///
+/// # Errors
+///
+/// [`Error`] when a node cannot be loaded.
+pub async fn get_each<S: NodeSource>(
+    source: &S,
+    asked: &[(i64, &[i64])],
+) -> Result<Vec<Vec<Option<i64>>>, Error<S::Error>> {
+    struct Place {
+        id: i64,
+        depth: u32,
+        snapshot: usize,
+        /// Which of the snapshot's keys.
+        key: usize,
+    }
+
+    let mut found: Vec<Vec<Option<i64>>> = asked.iter().map(|(_, keys)| vec![None; keys.len()]).collect();
+    let work = asked.iter().enumerate().filter(|(_, (root, _))| *root != EMPTY).flat_map(|(snapshot, (root, keys))| {
+        (0..keys.len()).map(move |key| Place { id: *root, depth: 0, snapshot, key })
+    });
+    walk(source, work.collect(), |nodes, place: Place, work| {
+        let Some(node) = nodes.at_hand(place.id) else { return Ok(Some(place)) };
+        let depth = within(place.depth, place.id)?;
+        let key = asked[place.snapshot].1[place.key];
+        match node.child(slot(hash(key), depth)) {
+            Some(id) => work.push(Place { id, depth: depth + 1, ..place }),
+            None => found[place.snapshot][place.key] = node.event(key),
+        }
+        Ok(None)
+    })
+    .await?;
+    Ok(found)
+}
+
 /// All keys and events of some snapshots, in no particular order. What the snapshots share is loaded once.
 ///
 /// # Errors

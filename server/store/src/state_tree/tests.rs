@@ -159,6 +159,7 @@ proptest! {
             let asked: Vec<i64> = batch.iter().map(|change| change.0).chain([7, -7]).collect();
             let expected: Vec<Option<i64>> = asked.iter().map(|key| map.get(key).copied()).collect();
             prop_assert_eq!(now(get_many(&rows, root, &asked)), expected.clone());
+            prop_assert_eq!(&now(get_each(&rows, &[(EMPTY, &asked), (root, &asked)]))[1], &expected);
             for (key, event) in asked.iter().zip(expected).take(3) {
                 prop_assert_eq!(now(get(&rows, root, *key)), event);
             }

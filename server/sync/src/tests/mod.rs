@@ -1,6 +1,7 @@
 //! Tests of whole syncs, on each engine that is there.
 
 mod model;
+mod sliding;
 
 use std::{sync::Arc, time::Duration};
 

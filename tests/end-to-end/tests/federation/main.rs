@@ -6,6 +6,8 @@ mod course;
 mod demo;
 mod dispute;
 mod guest;
+mod hostile;
+mod kill;
 mod myelins;
 mod random;
 mod synapse;

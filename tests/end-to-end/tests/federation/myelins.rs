@@ -2,7 +2,11 @@
 
 use myelin_end_to_end::{Authority, Engine, Peer, on_both_engines};
 
-use crate::{course::everything, guest::agree, together::Pair};
+use crate::{
+    course::{VERSIONS, everything},
+    guest::agree,
+    together::Pair,
+};
 
 on_both_engines!(two_myelins_share_rooms, what_was_said_arrives);
 
@@ -10,7 +14,7 @@ on_both_engines!(two_myelins_share_rooms, what_was_said_arrives);
 async fn two_myelins_share_rooms(engine: Engine) {
     let authority = Authority::new();
     let (maker, joiner) = (Peer::myelin(engine, &authority).await, Peer::myelin(engine, &authority).await);
-    everything(maker, joiner).await;
+    everything(maker, joiner, VERSIONS).await;
 }
 
 /// What was said while the other server was down arrives, even if the server that has to send it is killed meanwhile.

@@ -1,8 +1,8 @@
 //! Myelin with Synapse, in rooms that were made on either.
 
-use myelin_end_to_end::{Authority, Engine, Peer, run};
+use myelin_end_to_end::{Authority, Engine, Peer, on_both_engines, run};
 
-use crate::course::everything;
+use crate::course::{FEW_VERSIONS, VERSIONS, everything};
 
 /// Synapse comes to rooms of Myelin.
 #[test]
@@ -10,16 +10,19 @@ fn rooms_made_on_myelin() {
     run(async {
         let authority = Authority::new();
         let (myelin, synapse) = tokio::join!(Peer::myelin(Engine::Sqlite, &authority), Peer::synapse(&authority));
-        everything(myelin, synapse).await;
+        everything(myelin, synapse, VERSIONS).await;
     });
 }
 
+on_both_engines!(rooms_made_on_synapse);
+
 /// Myelin comes to rooms of Synapse.
-#[test]
-fn rooms_made_on_synapse() {
-    run(async {
-        let authority = Authority::new();
-        let (myelin, synapse) = tokio::join!(Peer::myelin(Engine::Postgres, &authority), Peer::synapse(&authority));
-        everything(synapse, myelin).await;
-    });
+async fn rooms_made_on_synapse(engine: Engine) {
+    let authority = Authority::new();
+    let (myelin, synapse) = tokio::join!(Peer::myelin(engine, &authority), Peer::synapse(&authority));
+    let versions = match engine {
+        Engine::Postgres => VERSIONS,
+        Engine::Sqlite => FEW_VERSIONS,
+    };
+    everything(synapse, myelin, versions).await;
 }

@@ -7,6 +7,9 @@ mod join;
 mod members;
 mod messages;
 mod mixed;
+mod remote_join;
+mod remote_receive;
+mod remote_send;
 mod send;
 
 use std::{
@@ -36,6 +39,9 @@ pub(crate) async fn run(scenario: Scenario, run: &mut Run) -> anyhow::Result<Out
         Scenario::Members => members::run(run).await,
         Scenario::Join => join::run(run).await,
         Scenario::Idle => idle::run(run).await,
+        Scenario::RemoteJoin => remote_join::run(run).await,
+        Scenario::RemoteReceive => remote_receive::run(run).await,
+        Scenario::RemoteSend => remote_send::run(run).await,
     }
 }
 

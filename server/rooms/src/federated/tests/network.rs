@@ -34,7 +34,7 @@ use serde_json::value::RawValue;
 
 use super::policy::PolicyServer;
 use crate::{
-    CreateRoom, Error, MembershipAction, Outcome, Preset, Result, Rooms, Template,
+    CreateRoom, Error, InitialState, MembershipAction, Outcome, Preset, Result, Rooms, Template,
     remote::{Answer, RemoteError, RemoteServers, VerifyKeys, WantedKeys},
     serve::MissingEvents,
 };
@@ -54,6 +54,8 @@ pub(super) struct Network {
     cut: Mutex<HashSet<(usize, usize)>>,
     /// Who signs events, under the names of the servers.
     pub(super) policy_servers: Mutex<Vec<Arc<PolicyServer>>>,
+    /// What answers to `get_missing_events` have besides what they should.
+    pub(super) beside_missing: Mutex<Vec<Box<RawValue>>>,
 }
 
 struct Link {
@@ -75,7 +77,12 @@ impl Network {
             let queues = Mutex::new(vec![VecDeque::new(); count]);
             nodes.push(Node { rooms, queues, sent: Mutex::new(0), _database: database });
         }
-        let network = Arc::new(Self { nodes, cut: Mutex::default(), policy_servers: Mutex::default() });
+        let network = Arc::new(Self {
+            nodes,
+            cut: Mutex::default(),
+            policy_servers: Mutex::default(),
+            beside_missing: Mutex::default(),
+        });
         for (place, node) in network.nodes.iter().enumerate() {
             node.rooms.connect(Arc::new(Link { network: Arc::downgrade(&network), own: name(place), place }));
         }
@@ -158,6 +165,17 @@ impl Network {
         version: RoomVersionId,
         preset: Preset,
     ) -> OwnedRoomId {
+        self.create_with(place, creator, version, preset, Vec::new()).await.unwrap()
+    }
+
+    pub(super) async fn create_with(
+        &self,
+        place: usize,
+        creator: &UserId,
+        version: RoomVersionId,
+        preset: Preset,
+        initial_state: Vec<InitialState>,
+    ) -> Result<OwnedRoomId> {
         let room = self.rooms(place).create(CreateRoom {
             creator: creator.to_owned(),
             version,
@@ -168,11 +186,11 @@ impl Network {
             topic: None,
             alias: None,
             invite: Vec::new(),
-            initial_state: Vec::new(),
+            initial_state,
             creation_content: CanonicalJsonObject::new(),
             power_level_content_override: CanonicalJsonObject::new(),
         });
-        room.await.unwrap().room_id.clone()
+        Ok(room.await?.room_id.clone())
     }
 
     pub(super) async fn room(&self, place: usize, room_id: &RoomId) -> Arc<RoomName> {
@@ -303,7 +321,8 @@ impl RemoteServers for Link {
             let Some(network) = self.network.upgrade() else { return keys };
             for server in wanted.keys() {
                 if let Some(place) = (0..network.nodes.len()).find(|place| name(*place) == *server) {
-                    keys.0.insert(server.clone(), network.nodes[place].rooms.own_keys().await.unwrap());
+                    let own = network.nodes[place].rooms.own_keys().await.unwrap();
+                    keys.0.insert(server.clone(), (*own).clone());
                 }
             }
             keys
@@ -360,10 +379,12 @@ impl RemoteServers for Link {
                 earliest: request.earliest_events,
                 latest: request.latest_events,
                 limit: u64::from(request.limit) as usize,
-                min_depth: 0,
+                min_depth: u64::from(request.min_depth) as i64,
             };
             let events = rooms.serve_missing_events(&link.own, &request.room_id, &wanted).await?;
-            Ok(get_missing_events::v1::Response::new(events.iter().map(|event| raw(event)).collect()))
+            let mut events: Vec<Box<RawValue>> = events.iter().map(|event| raw(event)).collect();
+            events.extend(link.network.upgrade().unwrap().beside_missing.lock().iter().cloned());
+            Ok(get_missing_events::v1::Response::new(events))
         }
         fn state_ids(link, rooms, request: get_room_state_ids::v1::Request) -> get_room_state_ids::v1::Response {
             let served = rooms.serve_state_ids(&link.own, &request.room_id, &request.event_id).await?;

@@ -13,7 +13,7 @@ use ruma::{
 use serde_json::{Value, json, value::RawValue};
 
 use super::*;
-use crate::{Transaction, remote::RemoteError};
+use crate::{InitialState, Transaction, remote::RemoteError};
 
 /// Signs all but what has "spam" in it.
 pub(super) struct PolicyServer {
@@ -286,6 +286,36 @@ async fn policies_begin_and_end() {
         must_agree(network, &room, &[0, 1]).await;
         let heard = bodies(network, 1, &room, &user("bob", 1), 9).await;
         assert_eq!(heard, ["free", "free", "open", "alone"]);
+    })
+    .await;
+}
+
+/// A room may begin with a policy: it counts once a user of the policy server is there. That cannot be the server on
+/// which the room is made.
+#[tokio::test]
+async fn rooms_begin_with_a_policy() {
+    on_both(3, async |network| {
+        let policy = PolicyServer::new(name(2));
+        network.policy_servers.lock().push(policy.clone());
+        let (alice, bob, bot) = (user("alice", 0), user("bob", 1), user("bot", 2));
+        let make = async |said: Value| {
+            let state =
+                InitialState { event_type: "m.room.policy".into(), state_key: String::new(), content: content(said) };
+            network.create_with(0, &alice, RoomVersionId::V11, Preset::PublicChat, vec![state]).await
+        };
+        let room = make(policy.event()).await.unwrap();
+        network.send(0, &room, message(&alice, "alone")).await.unwrap();
+        network.enter(1, &room, 0, &bob, Join).await.unwrap();
+        assert_eq!(policy.take_asked(), 0, "the policy server is not in the room");
+        network.enter(2, &room, 0, &bot, Join).await.unwrap();
+        network.deliver().await;
+        policy.take_asked();
+        network.send(0, &room, message(&alice, "guarded")).await.unwrap();
+        assert_eq!(policy.take_asked(), 1);
+        assert!(is_signed_by(&newest(network, 0, &room).await, &name(2)));
+        let own = PolicyServer::new(name(0)).event();
+        assert!(matches!(make(own).await, Err(Error::InvalidRoomState(_))));
+        make(json!({ "via": "s0.test" })).await.expect("that is no policy");
     })
     .await;
 }

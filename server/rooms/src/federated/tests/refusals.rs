@@ -7,15 +7,15 @@ use super::*;
 use crate::{Outcome, writer::rules_of};
 
 /// A room of one server that a user of another one, which may lie, is in.
-struct Scene {
-    network: std::sync::Arc<Network>,
-    room: OwnedRoomId,
-    alice: OwnedUserId,
-    bob: OwnedUserId,
+pub(super) struct Scene {
+    pub(super) network: std::sync::Arc<Network>,
+    pub(super) room: OwnedRoomId,
+    pub(super) alice: OwnedUserId,
+    pub(super) bob: OwnedUserId,
 }
 
 impl Scene {
-    async fn new(version: RoomVersionId) -> Self {
+    pub(super) async fn new(version: RoomVersionId) -> Self {
         let network = embedded(3).await;
         let (alice, bob) = (user("alice", 0), user("bob", 1));
         let room = network.create(0, &alice, version, Preset::PublicChat).await;
@@ -25,7 +25,7 @@ impl Scene {
     }
 
     /// A message of bob's as his server would make it, to be changed and signed.
-    async fn draft(&self) -> CanonicalJsonObject {
+    pub(super) async fn draft(&self) -> CanonicalJsonObject {
         let rooms = self.network.rooms(1);
         let room = self.network.room(1, &self.room).await;
         let mut attempts = rooms.attempts(&room);
@@ -34,11 +34,16 @@ impl Scene {
     }
 
     /// Signs by a server's key and sends it as that server, or as another one says it is.
-    async fn offer(&self, mut object: CanonicalJsonObject, by: usize) -> Vec<Outcome> {
+    async fn offer(&self, object: CanonicalJsonObject, by: usize) -> Vec<Outcome> {
+        self.send(&self.signed(object, by).await, &name(by)).await
+    }
+
+    /// An event signed by a server's key.
+    pub(super) async fn signed(&self, mut object: CanonicalJsonObject, by: usize) -> Value {
         let rooms = self.network.rooms(by);
         let rules = rules_of(&self.network.room(1, &self.room).await.version).unwrap();
         hash_and_sign_event(name(by).as_str(), &rooms.key, &mut object, &rules.redaction).unwrap();
-        self.send(&serde_json::to_value(&object).unwrap(), &name(by)).await
+        serde_json::to_value(&object).unwrap()
     }
 
     async fn send(&self, event: &Value, origin: &ServerName) -> Vec<Outcome> {
@@ -47,7 +52,7 @@ impl Scene {
     }
 
     /// After whatever was tried, the two still hear each other and agree.
-    async fn must_go_on(&self) {
+    pub(super) async fn must_go_on(&self) {
         self.network.send(0, &self.room, message(&self.alice, "still here")).await.unwrap();
         self.network.send(1, &self.room, message(&self.bob, "so am I")).await.unwrap();
         self.network.deliver().await;
@@ -58,11 +63,11 @@ impl Scene {
     }
 }
 
-fn set(object: &mut CanonicalJsonObject, field: &str, value: Value) {
+pub(super) fn set(object: &mut CanonicalJsonObject, field: &str, value: Value) {
     object.insert(field.into(), CanonicalJsonValue::try_from(value).unwrap());
 }
 
-fn refused(outcomes: &[Outcome], reason: &str) {
+pub(super) fn refused(outcomes: &[Outcome], reason: &str) {
     let [(_, Err(error))] = outcomes else { panic!("{reason}: {outcomes:?}") };
     assert!(error.contains(reason), "{error:?} says nothing of {reason:?}");
 }
