@@ -69,6 +69,9 @@ const OWN_KEYS: Duration = Duration::from_secs(60);
 /// How often a write is built anew because another replica was faster.
 const TRIES: usize = 8;
 
+/// Our keys by their identifiers.
+type OwnKeys = Arc<HashMap<String, VerifyKey>>;
+
 /// All rooms.
 pub struct Rooms {
     pub(crate) store: Arc<Store>,
@@ -89,7 +92,7 @@ pub struct Rooms {
     pub(crate) backfill_pauses: receive::Pauses,
     pub(crate) ties: receive::Ties,
     remote: OnceLock<Arc<dyn RemoteServers>>,
-    own_keys: tokio::sync::Mutex<Option<(Instant, Arc<HashMap<String, VerifyKey>>)>>,
+    own_keys: tokio::sync::Mutex<Option<(Instant, OwnKeys)>>,
 }
 
 impl std::fmt::Debug for Rooms {
@@ -142,7 +145,7 @@ impl Rooms {
     }
 
     /// The keys that this server signs and has signed with. Another replica may sign with a newer one already.
-    pub(crate) async fn own_keys(&self) -> Result<Arc<HashMap<String, VerifyKey>>> {
+    pub(crate) async fn own_keys(&self) -> Result<OwnKeys> {
         let mut known = self.own_keys.lock().await;
         if let Some((since, keys)) = &*known
             && since.elapsed() < OWN_KEYS

@@ -75,8 +75,9 @@ pub struct NewSlidingConnection<'a> {
 }
 
 impl Store {
-    /// Begins a connection; answers its number, or `None` if there is no such device any more.
-    pub async fn open_sliding_connection(&self, new: NewSlidingConnection<'_>) -> Result<Option<i64>> {
+    /// Begins a connection; answers its number, and those of the connections that end by it, or `None` if there is no
+    /// such device any more.
+    pub async fn open_sliding_connection(&self, new: NewSlidingConnection<'_>) -> Result<Option<(i64, Vec<i64>)>> {
         let nid = self.take_nids(1).await?.start;
         let mut transaction = self.database.begin().await?;
         // One at a time for a device: the bound holds, and the name is free.
@@ -88,11 +89,11 @@ impl Store {
         if locked.is_none() {
             return Ok(None);
         }
-        execute!(
+        let ended: Vec<(i64,)> = rows!(
             transaction,
             "DELETE FROM sliding_connections WHERE device_nid = $1 AND (conn_id = $2 OR connection_nid NOT IN
              (SELECT connection_nid FROM sliding_connections WHERE device_nid = $1 AND conn_id <> $2
-              ORDER BY used_ts DESC, connection_nid DESC LIMIT $3))",
+              ORDER BY used_ts DESC, connection_nid DESC LIMIT $3)) RETURNING connection_nid",
             new.device_nid,
             new.conn_id,
             new.count_max - 1
@@ -112,7 +113,7 @@ impl Store {
         )?;
         insert_rooms(&mut transaction, nid, new.first.seq, new.rooms).await?;
         transaction.commit().await?;
-        Ok(Some(nid))
+        Ok(Some((nid, ended.into_iter().map(|(nid,)| nid).collect())))
     }
 
     /// A device's connection as it was after an answer, if that is the last one or the one before it.
@@ -319,7 +320,8 @@ mod tests {
                 count_max: 2,
                 now_ms: 1,
             };
-            let nid = store.open_sliding_connection(new).await.unwrap().unwrap();
+            let (nid, ended) = store.open_sliding_connection(new).await.unwrap().unwrap();
+            assert!(ended.is_empty());
             let first = vec![room(1, 7, None), room(2, 7, Some(4))];
             assert_eq!(rooms_at(nid, point(1, 10)).await, Some(first.clone()));
             assert_eq!(rooms_at(nid, point(1, 11)).await, None, "nobody can guess it");
@@ -340,11 +342,12 @@ mod tests {
 
             // Connections are bounded, and one of the same name replaces the other.
             let other = |conn_id, now_ms| NewSlidingConnection { conn_id, now_ms, rooms: &[], ..new };
-            let second = store.open_sliding_connection(other("b", 6)).await.unwrap().unwrap();
-            let third = store.open_sliding_connection(other("c", 7)).await.unwrap().unwrap();
+            let (second, _) = store.open_sliding_connection(other("b", 6)).await.unwrap().unwrap();
+            let (third, ended) = store.open_sliding_connection(other("c", 7)).await.unwrap().unwrap();
+            assert_eq!(ended, [nid]);
             assert_eq!(rooms_at(nid, point(3, 22)).await, None, "the oldest went");
             assert_eq!(rooms_at(second, point(1, 10)).await, Some(vec![]));
-            let again = store.open_sliding_connection(other("c", 8)).await.unwrap().unwrap();
+            let (again, _) = store.open_sliding_connection(other("c", 8)).await.unwrap().unwrap();
             assert_eq!(rooms_at(third, point(1, 10)).await, None);
             assert_eq!(rooms_at(again, point(1, 10)).await, Some(vec![]));
             assert_eq!(rooms_at(second, point(1, 10)).await, Some(vec![]));

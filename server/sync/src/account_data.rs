@@ -12,7 +12,7 @@ use ruma::{
 };
 use serde_json::{Map, Value, value::RawValue};
 
-use crate::{Error, Result, Sync, index::Settings};
+use crate::{Error, Result, Sync, index::Settings, push_rules::rules_of};
 
 /// Bytes of a type at the most, as for events.
 const TYPE_BYTES_MAX: usize = 255;
@@ -132,14 +132,11 @@ impl Sync {
         let list = self.store.account_data(user_nid, GLOBAL, "m.ignored_user_list").await?;
         let list = list.and_then(|data| serde_json::from_str::<IgnoredUserListEventContent>(&data.content).ok());
         let rules = self.store.account_data(user_nid, GLOBAL, "m.push_rules").await?;
-        let rules = rules.and_then(|data| serde_json::from_str::<PushRulesEventContent>(&data.content).ok());
         let mut ignored: HashSet<_> = list.map_or_else(HashSet::new, |list| list.ignored_users.into_keys().collect());
         // Nobody can ignore themselves.
         ignored.remove(user_id);
-        let settings = Arc::new(Settings {
-            ignored,
-            rules: rules.map_or_else(|| Ruleset::server_default(user_id), |content| content.global),
-        });
+        let settings =
+            Arc::new(Settings { ignored, rules: rules_of(rules.as_ref().map(|data| &*data.content), user_id) });
         self.index.set_settings(user_nid, data_pos, settings.clone());
         Ok(settings)
     }

@@ -27,6 +27,12 @@ pub enum Error {
     /// A position of sliding sync that this server did not give, or does not know any more: the client begins anew.
     #[error("the position is unknown or has expired")]
     UnknownPos,
+    /// There is no push rule to put another one before or after.
+    #[error("{0}")]
+    UnknownRule(String),
+    /// There is too much of it.
+    #[error("{0}")]
+    TooLarge(String),
     /// The JSON is not of the right shape.
     #[error("{0}")]
     BadJson(String),

@@ -14,6 +14,7 @@ mod keys_left;
 mod lazy;
 mod live;
 mod metrics;
+mod push_rules;
 mod receipts;
 mod response;
 mod sliding;
@@ -47,6 +48,7 @@ pub use self::{
     error::{Error, Result},
     filter::Filter,
     live::Presence,
+    push_rules::{PUSH_RULES_BYTES_MAX, PushRuleChange},
     receipts::ReceiptType,
     sliding::{SlidingCaller, SlidingForm, SlidingQuery, SlidingRequest},
 };

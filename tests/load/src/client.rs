@@ -416,6 +416,37 @@ impl Session {
         Ok(joined.joined.into_keys().collect())
     }
 
+    /// The id of the device.
+    pub(crate) async fn device_id(&self) -> Result<String, RequestError> {
+        #[derive(Deserialize)]
+        struct Whoami {
+            device_id: String,
+        }
+        let whoami: Whoami = self.ask(Method::GET, "/_matrix/client/v3/account/whoami", None).await?;
+        Ok(whoami.device_id)
+    }
+
+    /// Uploads keys of the device.
+    pub(crate) async fn upload_keys(&self, keys: &Value) -> Result<(), RequestError> {
+        self.call(Method::POST, "/_matrix/client/v3/keys/upload", Some(keys)).await.map(drop)
+    }
+
+    /// The keys that a question asks for; the body is unparsed.
+    pub(crate) async fn keys(&self, question: &Value) -> Result<Bytes, RequestError> {
+        self.call(Method::POST, "/_matrix/client/v3/keys/query", Some(question)).await
+    }
+
+    /// Sends messages to devices.
+    pub(crate) async fn send_to_device(
+        &self,
+        kind: &str,
+        transaction: &str,
+        messages: &Value,
+    ) -> Result<(), RequestError> {
+        let path = format!("/_matrix/client/v3/sendToDevice/{}/{}", encode(kind), encode(transaction));
+        self.call(Method::PUT, &path, Some(messages)).await.map(drop)
+    }
+
     /// Logs in another device of the same user.
     pub(crate) async fn log_in_again(&self) -> Result<Self, RequestError> {
         #[derive(Deserialize)]

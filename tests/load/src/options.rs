@@ -67,6 +67,10 @@ pub(crate) enum Scenario {
     Join,
     /// Long polls that nothing happens to.
     Idle,
+    /// The device keys of all members of a large room.
+    KeyQuery,
+    /// Messages from device to device, and their receipt.
+    ToDevice,
     /// The join of a large room that another server holds.
     RemoteJoin,
     /// Transactions of another server.
@@ -78,13 +82,15 @@ pub(crate) enum Scenario {
 impl Scenario {
     /// Every scenario, in the order in which they disturb each other least: a server lets presence of those who
     /// polled run out for half a minute, and so long polls come late.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::SendManyRooms,
         Self::SendOneRoom,
         Self::Messages,
         Self::InitialSync,
         Self::Members,
         Self::Join,
+        Self::KeyQuery,
+        Self::ToDevice,
         Self::Idle,
         Self::FanOut,
         Self::Mixed,
@@ -105,6 +111,8 @@ impl Scenario {
             Self::Members => "members",
             Self::Join => "join",
             Self::Idle => "idle",
+            Self::KeyQuery => "key-query",
+            Self::ToDevice => "to-device",
             Self::RemoteJoin => "remote-join",
             Self::RemoteReceive => "remote-receive",
             Self::RemoteSend => "remote-send",
@@ -171,10 +179,10 @@ pub(crate) struct Options {
     /// The seed of all chance.
     #[arg(long, global = true, default_value_t = 1, help_heading = "Sizes")]
     pub(crate) seed: u64,
-    /// Messages of send-many-rooms and of send-one-room.
+    /// Messages of send-many-rooms, of send-one-room and of to-device.
     #[arg(long, global = true, default_value_t = 1_000, help_heading = "Sizes", value_parser = positive)]
     pub(crate) messages: usize,
-    /// Concurrent senders of send-many-rooms and of send-one-room.
+    /// Concurrent senders of send-many-rooms, of send-one-room and of to-device.
     #[arg(long, global = true, default_value_t = 16, help_heading = "Sizes", value_parser = positive)]
     pub(crate) senders: usize,
     /// Pages that messages reads, of 100 events each.
@@ -216,12 +224,15 @@ pub(crate) struct Options {
     /// Initial syncs, each of a new device.
     #[arg(long, global = true, default_value_t = 10, help_heading = "Sizes", value_parser = positive)]
     pub(crate) devices: usize,
-    /// Members of the large room of members, join and idle.
+    /// Members of the large room of members, join, key-query and idle.
     #[arg(long, global = true, default_value_t = 1_000, help_heading = "Sizes", value_parser = positive)]
     pub(crate) members: usize,
     /// Times that members asks for the list.
     #[arg(long, global = true, default_value_t = 200, help_heading = "Sizes", value_parser = positive)]
     pub(crate) member_lists: usize,
+    /// Times that key-query asks for the keys of all members of the large room.
+    #[arg(long, global = true, default_value_t = 50, help_heading = "Sizes", value_parser = positive)]
+    pub(crate) key_queries: usize,
     /// Joins to the large room, one after the other.
     #[arg(long, global = true, default_value_t = 50, help_heading = "Sizes", value_parser = positive)]
     pub(crate) joins: usize,

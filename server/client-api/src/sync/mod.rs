@@ -3,6 +3,7 @@
 mod account_data;
 mod poll;
 mod presence;
+mod push_rules;
 mod read_markers;
 mod receipt;
 mod sliding;
@@ -42,6 +43,15 @@ pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
         .endpoint(account_data::set_global)
         .endpoint(account_data::of_room)
         .endpoint(account_data::set_of_room)
+        .endpoint(push_rules::all)
+        .endpoint(push_rules::of_scope)
+        .endpoint(push_rules::one)
+        .endpoint(push_rules::set)
+        .endpoint(push_rules::remove)
+        .endpoint(push_rules::is_enabled)
+        .endpoint(push_rules::enable)
+        .endpoint(push_rules::actions)
+        .endpoint(push_rules::set_actions)
         .endpoint(tags::tags)
         .endpoint(tags::set_tag)
         .endpoint(tags::remove_tag)
@@ -62,9 +72,9 @@ fn of_sync(error: Error) -> ApiError {
         Error::NotFound(reason) => ApiError::not_found(reason),
         Error::InvalidParam(reason) => ApiError::invalid_param(reason),
         Error::BadJson(reason) => ApiError::bad_json(reason),
-        error @ Error::UnknownPos => {
-            ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::UnknownPos, error.to_string())
-        }
+        Error::UnknownRule(reason) => ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::Unknown, reason),
+        Error::TooLarge(reason) => ApiError::too_large(reason),
+        error @ Error::UnknownPos => ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::UnknownPos, error.to_string()),
         // "This type of account data is controlled by the server; it cannot be modified by clients."
         error @ Error::ServerManaged(_) => {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::BadJson, error.to_string())

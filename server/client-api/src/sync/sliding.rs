@@ -67,10 +67,7 @@ async fn read(
     body: Body,
 ) -> Result<SlidingRequest> {
     let body = json_object(read_body(&headers, body, BODY_BYTES_MAX).await?)?;
-    let caller = SlidingCaller {
-        user_nid: session.user_nid,
-        user_id: session.user_id.clone(),
-        device_nid: session.device_nid,
-    };
+    let caller =
+        SlidingCaller { user_nid: session.user_nid, user_id: session.user_id.clone(), device_nid: session.device_nid };
     Ok(SlidingRequest::parse(caller, form, query, &body)?)
 }

@@ -100,10 +100,9 @@ pub(super) fn told(result: Result<(), myelin_sync::Error>) -> Outcome {
         Ok(()) => Outcome::Accepted,
         Err(Error::Forbidden(_)) => Outcome::Refused,
         Err(Error::NotFound(_)) => Outcome::Ignored,
-        Err(Error::InvalidParam(_) | Error::BadJson(_) | Error::ServerManaged(_) | Error::UnknownPos) => {
-            Outcome::Malformed
-        }
-        Err(error @ (Error::Store(_) | Error::Rooms(_) | Error::Write(_))) => failed(&error),
+        Err(Error::InvalidParam(_) | Error::BadJson(_)) => Outcome::Malformed,
+        // What else can go wrong is nothing that another server has a part in.
+        Err(error) => failed(&error),
     }
 }
 

@@ -260,7 +260,7 @@ mod tests {
             (format!("rsa a {secret}"), "kind"),
             (format!("ed25519 a:b {secret}"), "characters"),
             (format!("ed25519 {} {secret}", "a".repeat(101)), "characters"),
-            (format!("ed25519 a {secret}="), "Base64"),
+            (format!("ed25519 a {secret}!"), "Base64"),
             (format!("ed25519 a {}", &secret[..40]), "32 bytes"),
             (format!("ed25519 a {secret}AAAA"), "32 bytes"),
         ] {

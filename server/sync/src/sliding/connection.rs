@@ -205,6 +205,12 @@ impl Connections {
         SLIDING_ROOMS.set(i64::try_from(self.0.weight()).unwrap_or(i64::MAX));
     }
 
+    fn end(&self, ended: &[i64]) {
+        for nid in ended {
+            self.0.remove(nid);
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn forget(&self) {
         self.0.clear();
@@ -268,7 +274,9 @@ impl Sync {
                 now_ms,
             };
             SLIDING_OPENED.inc();
-            self.store.open_sliding_connection(new).await?.ok_or(Error::UnknownPos)?
+            let (nid, ended) = self.store.open_sliding_connection(new).await?.ok_or(Error::UnknownPos)?;
+            self.sliding.connections.end(&ended);
+            nid
         } else {
             let (from, token) = (connection.at, at.token);
             let step = SlidingStep { device_nid, from, token, configs: &configs, rooms: &told, now_ms };

@@ -80,9 +80,7 @@ impl Sync {
     async fn tell_keys(&self, asked: &Asked<'_>, plan: &Plan) -> Result<E2eeAnswer> {
         let caller = &asked.request.caller;
         let device_lists = match asked.since {
-            Some(since) => {
-                self.device_lists(caller.user_nid, &caller.user_id, since.pos, &plan.survey.view).await?
-            }
+            Some(since) => self.device_lists(caller.user_nid, &caller.user_id, since.pos, &plan.survey.view).await?,
             None => DeviceLists::default(),
         };
         Ok(E2eeAnswer { device_lists, keys: self.keys_left(caller.device_nid).await? })
@@ -250,10 +248,12 @@ impl Sync {
             known.into_iter().any(|sent| !needs(sent))
         };
         let keys = view.device_lists.as_ref().is_none_or(|changed| !changed.is_empty());
-        let moves = view.rooms.iter().any(|room| {
-            room.place.pos > since.pos || room.members_pos > since.pos || room.encryption_pos > since.pos
-        });
-        let may_type = || self.live.news(Some(since.serial), false).typing.iter().any(|(nid, _)| plan.eligible.contains_key(nid));
+        let moves = view
+            .rooms
+            .iter()
+            .any(|room| room.place.pos > since.pos || room.members_pos > since.pos || room.encryption_pos > since.pos);
+        let may_type =
+            || self.live.news(Some(since.serial), false).typing.iter().any(|(nid, _)| plan.eligible.contains_key(nid));
         (extensions.e2ee && (keys || moves))
             || (extensions.account_data.is_some()
                 && (view.account_data || !since.knows_data || is_unsaid(|sent| sent.data)))

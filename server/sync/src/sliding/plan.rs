@@ -75,7 +75,8 @@ impl Sync {
                 None => self.load(user_nid).await?,
             }
         };
-        let with_tags = request.lists.values().any(|list| list.filters.tags.is_some() || list.filters.not_tags.is_some());
+        let with_tags =
+            request.lists.values().any(|list| list.filters.tags.is_some() || list.filters.not_tags.is_some());
         let labels = self.labels(user_nid, &survey, with_tags).await?;
         let rooms = Box::pin(self.server_list(asked, &survey)).await?;
         let (counts, mut eligible) = Box::pin(self.windows(asked, &survey, &labels, &rooms)).await?;
@@ -103,9 +104,10 @@ impl Sync {
             let sent = asked.connection.rooms.get(&nid);
             let has_news = sent.is_some_and(|sent| has_news(asked, room, known, sent) || read.contains(&nid));
             let Some(one) = eligible.get(&nid) else {
-                missed.extend(sent.and_then(|sent| passed_over(asked, *sent, has_news, received.contains(&nid))).map(
-                    |sent| (nid, sent),
-                ));
+                missed.extend(
+                    sent.and_then(|sent| passed_over(asked, *sent, has_news, received.contains(&nid)))
+                        .map(|sent| (nid, sent)),
+                );
                 continue;
             };
             let is_due = match sent {
@@ -214,7 +216,8 @@ impl Sync {
         let mut eligible: HashMap<i64, Eligible> = HashMap::new();
         let lists = &asked.request.lists;
         let by_name = lists.values().any(|list| list.filters.is_dm.is_some() || list.filters.spaces.is_some());
-        let names = if by_name { self.names_of(rooms.iter().map(|(room, _)| room.room_nid)).await? } else { HashMap::new() };
+        let names =
+            if by_name { self.names_of(rooms.iter().map(|(room, _)| room.room_nid)).await? } else { HashMap::new() };
         for (name, list) in lists {
             let children = match &list.filters.spaces {
                 None => None,
@@ -223,7 +226,8 @@ impl Sync {
             let mut count = 0;
             for (room, known) in rooms {
                 let room_id = names.get(&room.room_nid);
-                let is_child = || children.as_ref().is_none_or(|children| room_id.is_some_and(|id| children.contains(id)));
+                let is_child =
+                    || children.as_ref().is_none_or(|children| room_id.is_some_and(|id| children.contains(id)));
                 let is_direct = || room_id.is_some_and(|id| labels.direct.contains(id));
                 if !takes(&list.filters, room, known, labels, is_direct) || !is_child() {
                     continue;
@@ -260,12 +264,7 @@ impl Sync {
     }
 
     /// The direct rooms of the user, by number, where they may be others than the client was told.
-    async fn direct_rooms(
-        &self,
-        survey: &Survey,
-        asked: &Asked<'_>,
-        labels: &Labels,
-    ) -> Result<Option<HashSet<i64>>> {
+    async fn direct_rooms(&self, survey: &Survey, asked: &Asked<'_>, labels: &Labels) -> Result<Option<HashSet<i64>>> {
         if asked.since.is_none() || !survey.view.account_data {
             return Ok(None);
         }

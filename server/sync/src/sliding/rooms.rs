@@ -127,7 +127,9 @@ impl Sync {
         let before = self.memberships_at(&asked.request.caller.user_id, &unsure).await?;
         let mut drafts = Vec::with_capacity(names.len());
         for name in names {
-            let (Some(placed), Some(one)) = (plan.places.get(&name.nid), plan.eligible.get(&name.nid)) else { continue };
+            let (Some(placed), Some(one)) = (plan.places.get(&name.nid), plan.eligible.get(&name.nid)) else {
+                continue;
+            };
             let (stand, sent) = (stand_of(placed.place.membership), asked.connection.rooms.get(&name.nid));
             let since = sent.and_then(|sent| sent.behind).unwrap_or(position);
             let is_moved = placed.place.pos > since;
@@ -138,8 +140,7 @@ impl Sync {
                 _ => Start::Anew,
             };
             let knows = sent.map_or(0, |sent| sent.limit);
-            let expanded =
-                stand == Stand::Joined && start != Start::Anew && knows != ALL_EVENTS && one.limit > knows;
+            let expanded = stand == Stand::Joined && start != Start::Anew && knows != ALL_EVENTS && one.limit > knows;
             // What came before the floor is only known to the store.
             let placed = Placed { member: placed.member.max(plan.survey.floor), ..*placed };
             let mut draft = Draft {
@@ -373,17 +374,21 @@ impl Sync {
         told: &mut [Told],
     ) -> Result<()> {
         let mut keys: Vec<StateKey> = lookups.iter().flat_map(|lookup| lookup.keys()).collect();
-        keys.sort_unstable_by(|one, other| (&one.event_type, &one.state_key).cmp(&(&other.event_type, &other.state_key)));
+        keys.sort_unstable_by(|one, other| {
+            (&one.event_type, &one.state_key).cmp(&(&other.event_type, &other.state_key))
+        });
         keys.dedup();
         let nids = self.store.known_key_nids(&keys).await?;
-        let nids: HashMap<StateKey, i64> = keys.into_iter().zip(nids).filter_map(|(key, nid)| Some((key, nid?))).collect();
+        let nids: HashMap<StateKey, i64> =
+            keys.into_iter().zip(nids).filter_map(|(key, nid)| Some((key, nid?))).collect();
         let per_room: Vec<Vec<i64>> =
             lookups.iter().map(|lookup| lookup.keys().filter_map(|key| nids.get(&key).copied()).collect()).collect();
         let roots: Vec<(i64, &[i64])> =
             drafts.iter().zip(&per_room).map(|(draft, keys)| (draft.root, keys.as_slice())).collect();
         let found = state_tree::get_each(&*self.store, &roots).await?;
         let connection = asked.connection;
-        for ((((draft, lookup), told), keys), events) in drafts.iter().zip(lookups).zip(told).zip(&per_room).zip(found) {
+        for ((((draft, lookup), told), keys), events) in drafts.iter().zip(lookups).zip(told).zip(&per_room).zip(found)
+        {
             let events: HashMap<i64, i64> =
                 keys.iter().zip(events).filter_map(|(key, event)| Some((*key, event?))).collect();
             let event_of = |key: &StateKey| nids.get(key).and_then(|nid| Some((*nid, *events.get(nid)?)));
@@ -505,8 +510,7 @@ impl Sync {
             }
         }
         let heroes = |told: &Told| told.heroes.iter().flatten().filter_map(|(_, event)| *event).collect::<Vec<_>>();
-        let shown =
-            told.iter().flat_map(|told| told.name.into_iter().chain(told.avatar).flatten().chain(heroes(told)));
+        let shown = told.iter().flat_map(|told| told.name.into_iter().chain(told.avatar).flatten().chain(heroes(told)));
         let mut nids: Vec<i64> = told.iter().flat_map(|told| told.state.values().copied()).chain(shown).collect();
         nids.sort_unstable();
         nids.dedup();
@@ -544,7 +548,11 @@ impl Sync {
                 Some(one) if is_stable => one.lists.clone(),
                 _ => Vec::new(),
             },
-            is_dm: if is_new || was_dm.is_none() { is_dm.then_some(true) } else { (was_dm != Some(is_dm)).then_some(is_dm) },
+            is_dm: if is_new || was_dm.is_none() {
+                is_dm.then_some(true)
+            } else {
+                (was_dm != Some(is_dm)).then_some(is_dm)
+            },
             initial: is_new,
             expanded_timeline: draft.expanded && is_stable,
             unstable_expanded_timeline: draft.expanded && !is_stable,

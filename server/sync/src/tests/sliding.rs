@@ -65,11 +65,8 @@ fn read(device: &Device, form: SlidingForm, last: Option<&Value>, mut body: Valu
         body["pos"] = last["pos"].clone();
     }
     body["set_presence"] = json!("offline");
-    let caller = SlidingCaller {
-        user_nid: device.person.nid,
-        user_id: device.person.id.clone(),
-        device_nid: device.nid,
-    };
+    let caller =
+        SlidingCaller { user_nid: device.person.nid, user_id: device.person.id.clone(), device_nid: device.nid };
     SlidingRequest::parse(caller, form, SlidingQuery::default(), body.to_string().as_bytes())
 }
 
@@ -117,13 +114,19 @@ async fn a_window_on_rooms() {
         let told: BTreeSet<&str> = first["rooms"].as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(told, BTreeSet::from([id(2), id(3)]));
         let three = &first["rooms"][id(3)];
-        assert_eq!((&three["name"], &three["initial"], &three["joined_count"]), (&json!("Three"), &json!(true), &json!(2)));
+        assert_eq!(
+            (&three["name"], &three["initial"], &three["joined_count"]),
+            (&json!("Three"), &json!(true), &json!(2))
+        );
         assert!(three["heroes"].is_null() && three["limited"] == true && three["num_live"] == 0);
         let two = &first["rooms"][id(2)];
         assert_eq!(timeline(two), ["first of 2"]);
         assert_eq!(two["heroes"][0]["user_id"], "@alice:example.org");
         assert!(two["name"].is_null());
-        assert_eq!(state(two), ["m.room.create ", "m.room.member @alice:example.org", "m.room.member @bob:example.org"]);
+        assert_eq!(
+            state(two),
+            ["m.room.create ", "m.room.member @alice:example.org", "m.room.member @bob:example.org"]
+        );
         assert_eq!(two["notification_count"], 1);
         // The name is no message: the order that clients show is another one.
         assert!(two["bump_stamp"].as_i64() < three["bump_stamp"].as_i64());
@@ -134,7 +137,10 @@ async fn a_window_on_rooms() {
         let next = world.slide(&bob, Some(&quiet), window(1, 1, &required)).await;
         let zero = &next["rooms"][id(0)];
         assert_eq!(next["rooms"].as_object().unwrap().len(), 1);
-        assert_eq!((timeline(zero), &zero["initial"], &zero["num_live"]), (vec!["second of 0"], &json!(true), &json!(1)));
+        assert_eq!(
+            (timeline(zero), &zero["initial"], &zero["num_live"]),
+            (vec!["second of 0"], &json!(true), &json!(1))
+        );
         world.say(&rooms[0], &alice, "third of 0").await;
         let again = world.slide(&bob, Some(&next), window(1, 1, &required)).await;
         let zero = &again["rooms"][id(0)];
@@ -158,7 +164,9 @@ async fn a_window_on_rooms() {
         let zero = &subscribed["rooms"][id(0)];
         assert_eq!(timeline(zero), ["first of 0", "second of 0", "third of 0"]);
         assert_eq!((&zero["unstable_expanded_timeline"], &zero["num_live"]), (&json!(true), &json!(0)));
-        assert!(state(zero).contains(&"m.room.topic ".to_owned()) && !state(zero).contains(&"m.room.create ".to_owned()));
+        assert!(
+            state(zero).contains(&"m.room.topic ".to_owned()) && !state(zero).contains(&"m.room.create ".to_owned())
+        );
         let quiet = world.slide(&bob, Some(&subscribed), body).await;
         assert!(quiet["rooms"].is_null(), "{quiet}");
         world.rooms.store().close().await;
@@ -183,7 +191,8 @@ async fn coming_and_going() {
         let told = &invited["rooms"][id];
         assert!(told["timeline"].is_null() && told["initial"] == true);
         assert!(told["invite_state"].as_array().unwrap().iter().any(|event| event["type"] == "m.room.create"));
-        let stable = json!({ "lists": { "all": { "range": [0, 9], "timeline_limit": 5, "filters": { "is_invited": true } } } });
+        let stable =
+            json!({ "lists": { "all": { "range": [0, 9], "timeline_limit": 5, "filters": { "is_invited": true } } } });
         let request = read(&bob, SlidingForm::Stable, None, stable).unwrap();
         let merged: Value = serde_json::from_slice(&world.sync.sliding_sync(request).await.unwrap()).unwrap();
         let told = &merged["rooms"][id];
@@ -334,11 +343,7 @@ async fn waiting() {
 
         // A message to the device comes until it is acknowledged, then no more.
         let waits = poll(&answer);
-        let message = ToDeviceMessage {
-            user_nid: bob.person.nid,
-            device_nid: bob.nid,
-            content: "{\"a\":1}".into(),
-        };
+        let message = ToDeviceMessage { user_nid: bob.person.nid, device_nid: bob.nid, content: "{\"a\":1}".into() };
         let to_device = ToDevice {
             origin: "1".into(),
             txn: "txn".into(),
@@ -487,9 +492,11 @@ impl Client {
     async fn slide(&mut self, world: &World, bob: &Device, rooms: usize) {
         let answer = world.slide(bob, self.last.as_ref(), window(rooms - 1, 100, &json!([["*", "*"]]))).await;
         for (room_id, room) in answer["rooms"].as_object().into_iter().flatten() {
-            let own = room["required_state"].as_array().into_iter().flatten().find(|event| {
-                event["type"] == "m.room.member" && event["state_key"] == bob.person.id.as_str()
-            });
+            let own = room["required_state"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|event| event["type"] == "m.room.member" && event["state_key"] == bob.person.id.as_str());
             let is_out = own.is_some_and(|own| own["content"]["membership"] != "join");
             if room["invite_state"].is_array() || is_out {
                 self.rooms.remove(room_id);

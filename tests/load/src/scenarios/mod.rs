@@ -1,5 +1,6 @@
 //! The scenarios: each prepares, measures, then checks what it did.
 
+mod encryption;
 mod fan_out;
 mod idle;
 mod initial_sync;
@@ -39,6 +40,8 @@ pub(crate) async fn run(scenario: Scenario, run: &mut Run) -> anyhow::Result<Out
         Scenario::Members => members::run(run).await,
         Scenario::Join => join::run(run).await,
         Scenario::Idle => idle::run(run).await,
+        Scenario::KeyQuery => encryption::key_query(run).await,
+        Scenario::ToDevice => encryption::to_device(run).await,
         Scenario::RemoteJoin => remote_join::run(run).await,
         Scenario::RemoteReceive => remote_receive::run(run).await,
         Scenario::RemoteSend => remote_send::run(run).await,
