@@ -191,7 +191,7 @@ impl Client {
         for sweep in 0_u64.. {
             interval.tick().await;
             if sweep % OWN_KEY_SWEEPS == OWN_KEY_SWEEPS - 1 {
-                self.look_after_own_key().await;
+                Box::pin(self.look_after_own_key()).await;
             }
             self.pool.sweep();
             self.backoff.sweep();

@@ -294,6 +294,13 @@ impl Session {
         Ok(serde_json::from_slice(&self.call(method, path, body).await?)?)
     }
 
+    /// Asks for a sliding sync on the path that clients and servers in use have in common.
+    pub(crate) async fn sliding_sync(&self, pos: Option<&str>, body: &Value) -> Result<Bytes, RequestError> {
+        let path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync?timeout=0";
+        let path = pos.map_or(path.to_owned(), |pos| format!("{path}&pos={}", encode(pos)));
+        self.call(Method::POST, &path, Some(body)).await
+    }
+
     /// Creates a room as `body` says and returns its id.
     pub(crate) async fn create_room(&self, body: &Value) -> Result<String, RequestError> {
         #[derive(Deserialize)]

@@ -61,6 +61,8 @@ pub(crate) enum Scenario {
     Mixed,
     /// The first /sync of a new device of an account with many rooms.
     InitialSync,
+    /// The first sliding sync of a new device of that account with 20 rooms visible, and one with nothing new.
+    SlidingSync,
     /// The list of members of a large room.
     Members,
     /// Joins to a large room.
@@ -82,11 +84,12 @@ pub(crate) enum Scenario {
 impl Scenario {
     /// Every scenario, in the order in which they disturb each other least: a server lets presence of those who
     /// polled run out for half a minute, and so long polls come late.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::SendManyRooms,
         Self::SendOneRoom,
         Self::Messages,
         Self::InitialSync,
+        Self::SlidingSync,
         Self::Members,
         Self::Join,
         Self::KeyQuery,
@@ -108,6 +111,7 @@ impl Scenario {
             Self::FanOut => "fan-out",
             Self::Mixed => "mixed",
             Self::InitialSync => "initial-sync",
+            Self::SlidingSync => "sliding-sync",
             Self::Members => "members",
             Self::Join => "join",
             Self::Idle => "idle",

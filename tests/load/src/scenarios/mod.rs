@@ -12,6 +12,7 @@ mod remote_join;
 mod remote_receive;
 mod remote_send;
 mod send;
+mod sliding_sync;
 
 use std::{
     collections::HashSet,
@@ -37,6 +38,7 @@ pub(crate) async fn run(scenario: Scenario, run: &mut Run) -> anyhow::Result<Out
         Scenario::FanOut => fan_out::run(run).await,
         Scenario::Mixed => mixed::run(run).await,
         Scenario::InitialSync => initial_sync::run(run).await,
+        Scenario::SlidingSync => sliding_sync::run(run).await,
         Scenario::Members => members::run(run).await,
         Scenario::Join => join::run(run).await,
         Scenario::Idle => idle::run(run).await,
