@@ -104,17 +104,21 @@ impl Sync {
         };
         let mut told: Vec<AccountData> = Vec::new();
         let mut has_push_rules = since.is_some();
-        if since.is_none() || plan.survey.view.account_data {
-            for data in self.store.account_data_since(user_nid, since.unwrap_or(0), to).await? {
-                let nid = data.room_nid;
-                if nid == 0 {
-                    has_push_rules |= &*data.data_type == "m.push_rules";
-                    told.push(data);
-                } else if let Some(sent) = sent_of(&nid, changes).filter(|sent| sent.data && since.is_some()) {
-                    match in_scope(&nid) {
-                        true => told.push(data),
-                        false => drop(changes.insert(nid, Sent { data: false, ..sent })),
-                    }
+        // The data of rooms that are not in sight may be much.
+        let found = match since {
+            None => self.store.account_data_in(user_nid, &[0]).await?,
+            Some(since) if plan.survey.view.account_data => self.store.account_data_since(user_nid, since, to).await?,
+            Some(_) => Vec::new(),
+        };
+        for data in found {
+            let nid = data.room_nid;
+            if nid == 0 {
+                has_push_rules |= &*data.data_type == "m.push_rules";
+                told.push(data);
+            } else if let Some(sent) = sent_of(&nid, changes).filter(|sent| sent.data) {
+                match in_scope(&nid) {
+                    true => told.push(data),
+                    false => drop(changes.insert(nid, Sent { data: false, ..sent })),
                 }
             }
         }
