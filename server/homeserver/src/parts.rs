@@ -19,7 +19,7 @@ use myelin_process::{
     shutdown::Shutdown,
 };
 use myelin_rooms::Rooms;
-use myelin_store::{DatabaseOptions, Error, Store, StoreOptions};
+use myelin_store::{DatabaseOptions, Error, SoleServer, Store, StoreOptions};
 use myelin_sync::{Sync, SyncOptions};
 use ruma::signatures::Ed25519KeyPair;
 use tokio::sync::broadcast::error::RecvError;
@@ -46,6 +46,8 @@ pub(crate) struct Parts {
     pub(crate) federation: Option<Federation>,
     pub(crate) media: Arc<Media>,
     pub(crate) rate_limiter: Arc<RateLimiter>,
+    /// Keeps other processes from serving an embedded database.
+    _sole_server: Option<SoleServer>,
 }
 
 /// What rooms are shared with other servers by.
@@ -118,6 +120,7 @@ impl Parts {
     pub(crate) async fn open(config: &Config) -> Result<Self, Failure> {
         let rate_limiter = RateLimiter::new(&rate_limits(config)).map_err(|error| Failure::new(Exit::Config, error))?;
         let store = open_store(config).await?;
+        let sole_server = store.serve_alone().await.map_err(|error| unavailable(config, error))?;
         let (version, document) = store.signing_key().await.map_err(|error| unavailable(config, error))?;
         let key = Ed25519KeyPair::from_der(&document, version).map_err(|error| {
             Failure::new(Exit::Software, anyhow!("the signing key in the database is damaged: {error}"))
@@ -139,7 +142,17 @@ impl Parts {
         let sync = Sync::new(Arc::clone(&store), Arc::clone(&rooms), options);
         let encryption = Encryption::new(Arc::clone(&store), config.server_name.clone());
         let federation = Federation::open(config, &store, &rooms, &encryption).await?;
-        Ok(Self { store, accounts, rooms, sync, encryption, federation, media, rate_limiter: Arc::new(rate_limiter) })
+        Ok(Self {
+            store,
+            accounts,
+            rooms,
+            sync,
+            encryption,
+            federation,
+            media,
+            rate_limiter: Arc::new(rate_limiter),
+            _sole_server: sole_server,
+        })
     }
 
     /// Looks whether the database answers.
@@ -260,6 +273,10 @@ fn unavailable(config: &Config, error: Error) -> Failure {
                 "A server's name can never change: set server_name = \"{pinned}\", or give the new name a database \
                  of its own."
             ),
+        ),
+        Error::Served => (
+            Exit::Unavailable,
+            "Stop the other process: see `pgrep -a myelin`, and `systemctl status myelin`.".to_owned(),
         ),
         Error::MigrationLock => {
             (Exit::Unavailable, "See what the other replica does; if it is gone, start again.".to_owned())

@@ -42,6 +42,9 @@ pub enum Error {
         /// The name now.
         configured: String,
     },
+    /// Another process serves the embedded database.
+    #[error("another process serves this database")]
+    Served,
     /// Another writer was faster; load anew and try again.
     #[error("the room was written by someone else meanwhile")]
     Conflict,

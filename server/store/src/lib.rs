@@ -33,6 +33,7 @@ mod served;
 mod server_keys;
 mod signing_keys;
 mod sliding;
+mod sole;
 mod sql;
 pub mod state_tree;
 mod stream;
@@ -82,6 +83,7 @@ pub use self::{
     server_keys::{KeyDocument, ServerKey},
     signing_keys::SigningKey,
     sliding::{NewSlidingConnection, SlidingConnection, SlidingPoint, SlidingRoom, SlidingStep},
+    sole::SoleServer,
     state_tree::Change as StateChange,
     stream::{Batch, Change, Ephemeral, Observer},
     tokens::{LogIn, Refresh, RefreshOutcome, StoredSession},

@@ -32,7 +32,7 @@ use self::{
     plan::{Asked, Plan},
     required::Required,
     response::{Count, SlidingAnswer},
-    rooms::Rooms,
+    rooms::{LazyMembers, Rooms},
 };
 use crate::{
     Error, Result, Sync,
@@ -225,14 +225,14 @@ impl Sync {
         let moved;
         let connection = if asked.since.is_none() || is_different(asked.connection, &changes) {
             moved = Box::pin(self.advance(asked.connection, asked.request, asked.required.to_vec(), &changes)).await?;
-            for (room_nid, is_new, members) in rooms.lazy {
+            for LazyMembers { room_nid, is_new, events } in rooms.lazy {
                 let known = &self.sliding.members;
                 if is_new {
                     known.forget(moved.nid, room_nid);
                 } else {
                     known.rewind(moved.nid, room_nid, asked.connection.at.seq);
                 }
-                known.remember(moved.nid, room_nid, members, moved.at.seq);
+                known.remember(moved.nid, room_nid, events, moved.at.seq);
             }
             &*moved
         } else {

@@ -71,6 +71,20 @@ fn database_that_is_down_is_named() {
     });
 }
 
+/// An embedded database is served by one process at a time; when that was killed, by the next at once.
+#[test]
+fn embedded_database_is_served_once() {
+    myelin_end_to_end::run(async {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("myelin.db").display());
+        let mut first = Setup::on_database(&url).start().await;
+        says(&Setup::on_database(&url).fail().await, UNAVAILABLE, &["another process", "myelin.db"]);
+        first.kill();
+        let mut second = Setup::on_database(&url).start().await;
+        assert!(second.terminate().await.success());
+    });
+}
+
 /// A database belongs to one server name for ever.
 async fn wrong_server_name_is_refused(engine: Engine) {
     let mut server = Homeserver::start(engine).await;

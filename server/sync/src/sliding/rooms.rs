@@ -75,13 +75,22 @@ struct Told {
     lazy: Vec<(i64, i64)>,
 }
 
+/// Members of a room who came lazily.
+pub(super) struct LazyMembers {
+    pub(super) room_nid: i64,
+    /// Whether the client knows nothing of the room from before.
+    pub(super) is_new: bool,
+    /// By key, their events.
+    pub(super) events: Vec<(i64, i64)>,
+}
+
 /// All that the rooms of an answer come to.
 #[derive(Default)]
 pub(super) struct Rooms {
     pub(super) answers: BTreeMap<OwnedRoomId, RoomAnswer>,
     pub(super) sent: HashMap<i64, Sent>,
-    /// By room, the members who came lazily.
-    pub(super) lazy: Vec<(i64, bool, Vec<(i64, i64)>)>,
+    /// The members who came lazily.
+    pub(super) lazy: Vec<LazyMembers>,
     /// By room, the position of the first event told.
     pub(super) first: HashMap<i64, i64>,
 }
@@ -488,7 +497,8 @@ impl Sync {
             let first = draft.filled.events.iter().find_map(|event| event.pos);
             rooms.first.insert(draft.name.nid, first.unwrap_or(plan.survey.view.to));
             rooms.sent.insert(draft.name.nid, sent);
-            rooms.lazy.push((draft.name.nid, draft.start == Start::Anew, told.lazy));
+            let is_new = draft.start == Start::Anew;
+            rooms.lazy.push(LazyMembers { room_nid: draft.name.nid, is_new, events: told.lazy });
             rooms.answers.insert(draft.name.room_id.clone(), answer);
         }
         Ok(())

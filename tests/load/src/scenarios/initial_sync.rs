@@ -67,7 +67,11 @@ fn check(answer: &SyncAnswer, rooms: &HashMap<String, String>, faults: &mut Faul
 }
 
 /// Rooms of the owner with one peer each, who says something: the newest message of each, by room.
-pub(super) async fn prepare_rooms(run: &Run, owner: &Session, peers: &[Session]) -> anyhow::Result<HashMap<String, String>> {
+pub(super) async fn prepare_rooms(
+    run: &Run,
+    owner: &Session,
+    peers: &[Session],
+) -> anyhow::Result<HashMap<String, String>> {
     let messages = run.options.room_messages;
     stream::iter((0..run.options.rooms).zip(peers.iter().cycle()))
         .map(|(number, peer)| async move {
