@@ -225,20 +225,20 @@ impl Sync {
         let moved;
         let connection = if asked.since.is_none() || is_different(asked.connection, &changes) {
             moved = Box::pin(self.advance(asked.connection, asked.request, asked.required.to_vec(), &changes)).await?;
-            for LazyMembers { room_nid, is_new, events } in rooms.lazy {
-                let known = &self.sliding.members;
-                if is_new {
-                    known.forget(moved.nid, room_nid);
-                } else {
-                    known.rewind(moved.nid, room_nid, asked.connection.at.seq);
-                }
-                known.remember(moved.nid, room_nid, events, moved.at.seq);
-            }
             &*moved
         } else {
             asked.connection
         };
-        answer.pos = self.point_at(asked, &plan, connection, serial).to_string();
+        let point = self.point_at(asked, &plan, connection, serial);
+        for LazyMembers { room_nid, is_new, events } in rooms.lazy {
+            let known = &self.sliding.members;
+            match asked.since {
+                Some(since) if !is_new => known.rewind(connection.nid, room_nid, since.moment()),
+                _ => known.forget(connection.nid, room_nid),
+            }
+            known.remember(connection.nid, room_nid, events, point.moment());
+        }
+        answer.pos = point.to_string();
         Ok(Found::Answer(Box::new(answer)))
     }
 

@@ -7,6 +7,13 @@ use serde_json::{Value, json};
 /// Longer than any answer may take, a long poll included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// An HTTP client to be made, which goes to no proxy and waits for long polls.
+pub fn http() -> reqwest::ClientBuilder {
+    // Where another test has chosen already, it was the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().timeout(REQUEST_TIMEOUT)
+}
+
 /// Asks a homeserver and shows what it answered, without interpreting it.
 ///
 /// Paths are those of the client-server API behind `/_matrix/client/v3/`, or whole when they begin with `/`.
@@ -20,8 +27,7 @@ pub struct Api {
 impl Api {
     /// A client of the homeserver at `base`, such as `http://127.0.0.1:8008`, that has not logged in.
     pub fn new(base: impl Into<String>) -> Self {
-        let http = reqwest::Client::builder().no_proxy().timeout(REQUEST_TIMEOUT).build().expect("make an HTTP client");
-        Self::by(http, base)
+        Self::by(http().build().expect("make an HTTP client"), base)
     }
 
     /// The same with an HTTP client of the test's own.

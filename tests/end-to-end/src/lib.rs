@@ -28,7 +28,7 @@ mod synapse;
 
 use std::{future::Future, time::Duration};
 
-pub use api::{Answer, Api, Person, encode};
+pub use api::{Answer, Api, Person, encode, http};
 pub use demo::Demo;
 pub use federation::{Authority, Gate, Peer};
 pub use homeserver::{Exit, Homeserver, SERVER_NAME, SHARED_SECRET, Setup, binary};

@@ -3,7 +3,7 @@
 
 use std::{fs, net::IpAddr, path::Path, time::Duration};
 
-use myelin_end_to_end::{Api, Authority, Engine, Homeserver, Person, Program, Setup, eventually, free_port, run};
+use myelin_end_to_end::{Api, Authority, Engine, Homeserver, Person, Program, Setup, eventually, free_port, http, run};
 use reqwest::{Certificate, Client, header::HeaderMap};
 use serde_json::json;
 use tempfile::TempDir;
@@ -192,9 +192,7 @@ impl Scene {
                 headers.insert(name, format!("{before}{address}").parse().expect("a header's value"));
             }
         }
-        Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(60))
+        http()
             .local_address(CLIENT.parse::<IpAddr>().expect("an address"))
             .default_headers(headers)
             .tls_certs_only([Certificate::from_pem(&root).expect("a root")])

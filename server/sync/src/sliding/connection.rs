@@ -28,6 +28,9 @@ const CONNECTIONS_OF_DEVICE_MAX: i64 = 16;
 /// Different wishes for state that a connection knows. With more, the client begins anew.
 const REQUIRED_MAX: usize = 48;
 
+/// Bits of [`Point::moment`] for the answers at one position.
+const SEQ_BITS: u32 = 16;
+
 /// A position that a client is given: `p17_1700_3_2_9876_1`.
 ///
 /// Where in the stream, which of what is not kept, the connection, its last answer with its token, and whether account
@@ -40,6 +43,13 @@ pub(super) struct Point {
     pub(super) at: SlidingPoint,
     /// Whether the account data of the user, up to the position, was told.
     pub(super) knows_data: bool,
+}
+
+impl Point {
+    /// A number that grows with each answer: with the stream, and where that stands still, with the connection.
+    pub(super) fn moment(&self) -> i64 {
+        (self.pos << SEQ_BITS) | (self.at.seq & ((1 << SEQ_BITS) - 1))
+    }
 }
 
 impl fmt::Display for Point {

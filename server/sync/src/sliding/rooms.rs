@@ -405,7 +405,9 @@ impl Sync {
             let lazy: Vec<(i64, i64)> = lookup.lazy.iter().filter_map(event_of).collect();
             for (key, event) in &lazy {
                 let is_known = draft.start != Start::Anew
-                    && self.sliding.members.knows(connection.nid, draft.name.nid, *key, *event, connection.at.seq);
+                    && asked.since.is_some_and(|since| {
+                        self.sliding.members.knows(connection.nid, draft.name.nid, *key, *event, since.moment())
+                    });
                 if !is_known {
                     told.state.insert(*key, *event);
                 }

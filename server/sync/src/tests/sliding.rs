@@ -148,6 +148,19 @@ async fn a_window_on_rooms() {
         assert!(zero["initial"].is_null() && zero["limited"].is_null() && zero["joined_count"].is_null());
         assert!(state(zero).is_empty(), "alice is known: {zero}");
 
+        // A member who comes lazily is told once, and again if that answer got lost.
+        let carol = world.person("carol").await;
+        world.join(&rooms[0], &carol).await;
+        let joined = world.slide(&bob, Some(&again), window(1, 0, &required)).await;
+        world.say(&rooms[0], &carol, "I am carol").await;
+        let told = |answer: &Value| state(&answer["rooms"][id(0)]).len();
+        let said = world.slide(&bob, Some(&joined), window(1, 1, &required)).await;
+        let repeated = world.slide(&bob, Some(&joined), window(1, 1, &required)).await;
+        assert_eq!((told(&said), told(&repeated)), (1, 1), "{said}");
+        world.say(&rooms[0], &carol, "third of 0").await;
+        let again = world.slide(&bob, Some(&repeated), window(1, 1, &required)).await;
+        assert_eq!((told(&again), timeline(&again["rooms"][id(0)])), (0, vec!["third of 0"]));
+
         let grown = world.slide(&bob, Some(&again), window(99, 1, &required)).await;
         let told: Vec<&String> = grown["rooms"].as_object().unwrap().keys().collect();
         assert_eq!(told, [id(1)]);
@@ -162,7 +175,8 @@ async fn a_window_on_rooms() {
         });
         let subscribed = world.slide(&bob, Some(&shown), body.clone()).await;
         let zero = &subscribed["rooms"][id(0)];
-        assert_eq!(timeline(zero), ["first of 0", "second of 0", "third of 0"]);
+        let all = ["first of 0", "second of 0", "third of 0", "I am carol", "third of 0"];
+        assert_eq!(timeline(zero), all);
         assert_eq!((&zero["unstable_expanded_timeline"], &zero["num_live"]), (&json!(true), &json!(0)));
         assert!(
             state(zero).contains(&"m.room.topic ".to_owned()) && !state(zero).contains(&"m.room.create ".to_owned())

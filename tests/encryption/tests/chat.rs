@@ -1,5 +1,7 @@
 //! Two people chat through a client that does not know Myelin: matrix-sdk, on the specification alone.
 
+// The futures of the client are deep.
+#![recursion_limit = "256"]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
