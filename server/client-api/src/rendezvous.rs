@@ -227,7 +227,8 @@ mod tests {
             let (path, mark) = make(server, "first").await;
             let long = "x".repeat(4097);
             let plain = (CONTENT_TYPE, "text/plain");
-            let cases: [(&str, Vec<(HeaderName, &str)>, &str, u16, &str); 6] = [
+            type Case<'a> = (&'a str, Vec<(HeaderName, &'a str)>, &'a str, u16, &'a str);
+            let cases: [Case<'_>; 6] = [
                 ("no type", vec![(IF_MATCH, &mark)], "x", 400, "M_MISSING_PARAM"),
                 ("JSON", vec![(IF_MATCH, &mark), (CONTENT_TYPE, "application/json")], "{}", 400, "M_INVALID_PARAM"),
                 ("no mark", vec![plain.clone()], "x", 400, "M_MISSING_PARAM"),

@@ -197,7 +197,7 @@ mod tests {
             let second = SigningKey::generate(20);
             assert!(!store.replace_signing_key(None, &second, 30).await.unwrap());
             assert!(!store.replace_signing_key(Some("none"), &second, 30).await.unwrap());
-            assert_eq!(store.signing_keys().await.unwrap(), [first.clone()]);
+            assert_eq!(store.signing_keys().await.unwrap(), std::slice::from_ref(&first));
             let now = Some(first.version.as_str());
             let both = futures_util::future::join_all(
                 (0..2).map(|_| async { store.replace_signing_key(now, &SigningKey::generate(20), 30).await.unwrap() }),
