@@ -75,8 +75,8 @@ use_build_cache() {
         mkdir -p "$cache" 2>/dev/null || true
     fi
     [ -d "$cache" ] && [ -w "$cache" ] || return 0
-    # What old versions left behind must not fill the disk: above 30 GiB it starts anew.
-    if [ "$(du -sm "$cache" 2>/dev/null | cut -f1)" -gt 30720 ]; then
+    # What old versions left behind must not fill the disk: above 20 GiB it starts anew.
+    if [ "$(du -sm "$cache" 2>/dev/null | cut -f1)" -gt 20480 ]; then
         say "the build cache $cache has grown too large: emptying it"
         find "$cache" -mindepth 1 -maxdepth 1 -exec rm -rf {} +
     fi
