@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, Version, header::CONNECTION};
 use http_body_util::{Either, Full};
 use hyper::{
     body::{Body, Incoming},
@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    Limits, Manners,
+    Limits, Manners, RequestBody,
     admission::{Counted, Newcomer},
     linger::Lingering,
     manners,
@@ -53,7 +53,7 @@ pub trait Serve: Clone + Send + Sync + 'static {
     /// Answers one request, which comes from `client`.
     fn serve(
         &self,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
         client: SocketAddr,
     ) -> impl Future<Output = Response<Self::Body>> + Send;
 }
@@ -140,14 +140,23 @@ impl<S: Serve> Conversation<S> {
         let manners = &self.manners;
         // Its name is looked at before the request is given away.
         let host = if manners.headers.0.is_empty() { None } else { manners::host(&request) };
+        let (version, (parts, body)) = (request.version(), request.into_parts());
+        let (body, body_read) = RequestBody::new(body);
+        let request = Request::from_parts(parts, body);
         let mut response = match manners.answer(&request).await {
-            Some(own) => own.map(Either::Left),
+            Some(own) => {
+                drop(request);
+                own.map(Either::Left)
+            }
             None => {
                 let client = manners.client(self.peer, &request);
                 self.service.serve(request, client).await.map(Either::Right)
             }
         };
         manners.headers.add(host.as_deref(), &mut response);
+        if version < Version::HTTP_2 && !body_read.is_whole() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         Ok(response)
     }
 }

@@ -18,6 +18,7 @@ mod linger;
 mod manners;
 mod proxy_protocol;
 mod refusal;
+mod request_body;
 mod route;
 mod static_files;
 mod tls;
@@ -30,6 +31,7 @@ pub use self::{
     forwarded::TrustedProxies,
     http::Serve,
     manners::{HostHeaders, Manners},
+    request_body::RequestBody,
     route::{Route, Router, Target},
     static_files::StaticFiles,
     tls::{Tls, TlsError},

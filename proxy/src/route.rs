@@ -7,10 +7,9 @@ use http::{
     header::{ALLOW, HeaderValue},
 };
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
 
 use crate::{
-    Serve, manners,
+    RequestBody, Serve, manners,
     static_files::StaticFiles,
     upstream::{AnswerBody, Upstreams, refusal},
     well_known::{self, WellKnown},
@@ -79,7 +78,7 @@ impl Serve for Router {
 
     const UPGRADES: bool = true;
 
-    async fn serve(&self, request: Request<Incoming>, client: SocketAddr) -> Response<AnswerBody> {
+    async fn serve(&self, request: Request<RequestBody>, client: SocketAddr) -> Response<AnswerBody> {
         let host = manners::host(&request);
         match self.find(host.as_deref(), request.uri().path()) {
             Some(Target::Upstreams(upstreams)) => upstreams.forward(request, client, self.encrypted).await,

@@ -41,7 +41,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::manners;
+use crate::{RequestBody, manners};
 
 /// How long a connection to an upstream may take.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
@@ -195,7 +195,7 @@ impl Upstreams {
     /// Hands a request on and brings the answer back. `encrypted`: it came over TLS.
     pub async fn forward(
         &self,
-        mut request: Request<Incoming>,
+        mut request: Request<RequestBody>,
         client: SocketAddr,
         encrypted: bool,
     ) -> Response<AnswerBody> {

@@ -11,10 +11,9 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use myelin_process::shutdown::Shutdown;
 use myelin_proxy::{
-    Certificates, Limits, Listening, Manners, Serve, Tls,
+    Certificates, Limits, Listening, Manners, RequestBody, Serve, Tls,
     acme::{Acme, AcmeSettings, ChallengeKind, DnsCommand, ExternalAccount, Folder, Pace, Record, Storage as _},
 };
 
@@ -264,7 +263,7 @@ struct Always(StatusCode, &'static str);
 impl Serve for Always {
     type Body = Full<Bytes>;
 
-    async fn serve(&self, _: Request<Incoming>, _: SocketAddr) -> Response<Self::Body> {
+    async fn serve(&self, _: Request<RequestBody>, _: SocketAddr) -> Response<Self::Body> {
         let response = Response::builder().status(self.0).header("retry-after", "3600").body(self.1.into());
         response.map_err(|error| -> Infallible { panic!("{error}") }).unwrap()
     }

@@ -11,7 +11,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use myelin_process::shutdown::Shutdown;
-use myelin_proxy::{Certificate, Certificates, FrontDoor, Limits, Listening, Serve, Tls};
+use myelin_proxy::{Certificate, Certificates, FrontDoor, Limits, Listening, RequestBody, Serve, Tls};
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::ring,
@@ -36,7 +36,7 @@ pub(crate) struct Echo;
 impl Serve for Echo {
     type Body = Full<Bytes>;
 
-    async fn serve(&self, request: Request<Incoming>, client: SocketAddr) -> Response<Self::Body> {
+    async fn serve(&self, request: Request<RequestBody>, client: SocketAddr) -> Response<Self::Body> {
         if request.uri().path() == "/slow" {
             tokio::time::sleep(Duration::from_millis(300)).await;
         }

@@ -53,6 +53,13 @@ async fn an_unread_body_does_not_take_the_answer() {
     let plain = Door::plain(Limits::default());
     let answer = rest(send_whole(plain.send(head).await).await).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+    assert!(answer.contains("connection: close"), "the client must not ask again here: {answer:?}");
+
+    // A small body that is there already is read, and the connection stays.
+    let mut both = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n{}".to_vec();
+    both.extend(REQUEST);
+    let answer = rest(plain.send(&both).await).await;
+    assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer:?}");
 
     let tls = Door::tls(Limits::default(), Certificates::new(own.clone()));
     let mut stream = connect(&client(&[&own], &["http/1.1"]), tls.address).await.unwrap();

@@ -5,10 +5,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use myelin_process::shutdown::Shutdown;
-use myelin_proxy::{Limits, Listening, Route, Router, Serve, Target, Upstreams};
+use myelin_proxy::{Limits, Listening, RequestBody, Route, Router, Serve, Target, Upstreams};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixListener,
@@ -25,7 +24,7 @@ impl Serve for Behind {
 
     const UPGRADES: bool = true;
 
-    async fn serve(&self, mut request: Request<Incoming>, _: SocketAddr) -> Response<Self::Body> {
+    async fn serve(&self, mut request: Request<RequestBody>, _: SocketAddr) -> Response<Self::Body> {
         if request.uri().path() == "/tunnel" {
             let upgrade = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {

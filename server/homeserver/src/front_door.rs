@@ -4,13 +4,13 @@ use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use axum::{Router, body::Body, extract::ConnectInfo};
 use http::{HeaderValue, Request, Response, header::STRICT_TRANSPORT_SECURITY};
-use hyper::body::Incoming;
 use myelin_process::{
     config::{Config, Listener, Network, Problem, Severity, TlsMode},
     shutdown::Shutdown,
 };
 use myelin_proxy::{
-    Certificate, Certificates, FrontDoor, HostHeaders, Limits, Listening, Manners, Serve, Tls, TrustedProxies,
+    Certificate, Certificates, FrontDoor, HostHeaders, Limits, Listening, Manners, RequestBody, Serve, Tls,
+    TrustedProxies,
     acme::Challenges,
     certificate_files::{self, CertificateFiles, FilesError},
 };
@@ -36,7 +36,7 @@ pub(crate) struct Routes(pub(crate) Router);
 impl Serve for Routes {
     type Body = Body;
 
-    async fn serve(&self, mut request: Request<Incoming>, client: SocketAddr) -> Response<Body> {
+    async fn serve(&self, mut request: Request<RequestBody>, client: SocketAddr) -> Response<Body> {
         request.extensions_mut().insert(ConnectInfo(client));
         match self.0.clone().call(request).await {
             Ok(response) => response,
