@@ -408,7 +408,7 @@ async fn write(store: &Arc<Store>, mut operations: Vec<Operation>) -> Result<Vec
             return Err((Error::Timeout, operations));
         }
     };
-    let Written { from, to, refused, repeated } = written;
+    let Written { from, to, refused, repeated, mut places } = written;
 
     let mut changes = Vec::new();
     let mut outcomes = Vec::with_capacity(operations.len());
@@ -448,14 +448,16 @@ async fn write(store: &Arc<Store>, mut operations: Vec<Operation>) -> Result<Vec
                 }
                 for change in &append.memberships {
                     let pos = position_of(&events, change.event_nid).unwrap_or(append.head.last_pos);
-                    changes.push(Change::Membership(Member {
+                    let member = Member {
                         room_nid: append.room_nid,
                         user_nid: change.user_nid,
                         membership: change.membership,
                         event_nid: change.event_nid,
                         pos,
                         forgotten: false,
-                    }));
+                    };
+                    let was = places.insert((append.room_nid, change.user_nid), change.membership);
+                    changes.push(Change::Membership { member, was });
                 }
                 let pos = events.iter().filter_map(|event| event.pos).max().unwrap_or(to);
                 outcomes.push(Ok(Committed { pos, events }));
@@ -490,6 +492,8 @@ struct Written {
     refused: HashSet<i64>,
     /// The positions of messages to devices that had been sent already.
     repeated: HashSet<i64>,
+    /// The memberships before those that were written, by room and user.
+    places: HashMap<(i64, i64), Membership>,
 }
 
 async fn write_transaction(store: &Store, operations: &mut [Operation]) -> Result<Written> {
@@ -549,18 +553,18 @@ async fn write_transaction(store: &Store, operations: &mut [Operation]) -> Resul
         .collect();
     if !refused.is_empty() && appends.is_empty() && operations.iter().all(|op| matches!(op, Operation::Append(_))) {
         // Nothing to write: leave the stream as it was.
-        return Ok(Written { from, to: from, refused, repeated: HashSet::new() });
+        return Ok(Written { from, to: from, refused, repeated: HashSet::new(), places: HashMap::new() });
     }
     insert_nodes(&mut transaction, &appends).await?;
     insert_events(&mut transaction, &appends).await?;
     graph::write(&mut transaction, &appends).await?;
-    upsert_memberships(&mut transaction, &appends).await?;
+    let places = upsert_memberships(&mut transaction, &appends).await?;
     redact(&mut transaction, &appends).await?;
     upsert_receipts(&mut transaction, operations).await?;
     upsert_account_data(&mut transaction, operations).await?;
     let repeated = to_device::insert(&mut transaction, operations).await?;
     transaction.commit().await?;
-    Ok(Written { from, to, refused, repeated })
+    Ok(Written { from, to, refused, repeated, places })
 }
 
 fn positions(operation: &Operation) -> i64 {
@@ -828,7 +832,11 @@ async fn insert_events(transaction: &mut Transaction, appends: &[&Append]) -> Re
     Ok(())
 }
 
-async fn upsert_memberships(transaction: &mut Transaction, appends: &[&Append]) -> Result<()> {
+/// Writes the memberships that change, and answers what was there before.
+async fn upsert_memberships(
+    transaction: &mut Transaction,
+    appends: &[&Append],
+) -> Result<HashMap<(i64, i64), Membership>> {
     // The last change of a batch wins, and one statement may touch a row only once.
     let mut last: BTreeMap<(i64, i64), (i64, i64, i64)> = BTreeMap::new();
     for append in appends {
@@ -838,47 +846,54 @@ async fn upsert_memberships(transaction: &mut Transaction, appends: &[&Append]) 
             last.insert((append.room_nid, change.user_nid), (change.membership as i64, change.event_nid, pos));
         }
     }
+    let mut before: Vec<(i64, i64, Option<i64>)> = Vec::with_capacity(last.len());
     if last.is_empty() {
-        return Ok(());
+        return Ok(HashMap::new());
     }
     match transaction.engine() {
         Engine::Sqlite(connection) => {
             for ((room_nid, user_nid), (membership, event_nid, pos)) in last {
-                sqlx::query(
+                let row = sqlx::query_as(
                     "INSERT INTO memberships (room_nid, user_nid, membership, event_nid, pos, forgotten)
                      VALUES ($1, $2, $3, $4, $5, FALSE)
                      ON CONFLICT (room_nid, user_nid) DO UPDATE SET membership = excluded.membership,
-                         event_nid = excluded.event_nid, pos = excluded.pos, forgotten = FALSE",
+                         event_nid = excluded.event_nid, pos = excluded.pos, forgotten = FALSE,
+                         was = memberships.membership
+                     RETURNING room_nid, user_nid, was",
                 )
                 .bind(room_nid)
                 .bind(user_nid)
                 .bind(membership)
                 .bind(event_nid)
                 .bind(pos)
-                .execute(&mut *connection)
+                .fetch_one(&mut *connection)
                 .await?;
+                before.push(row);
             }
         }
         Engine::Postgres(connection) => {
             type Row<'a> = (&'a (i64, i64), &'a (i64, i64, i64));
             let column = |of: fn(Row<'_>) -> i64| last.iter().map(of).collect::<Vec<i64>>();
-            sqlx::query(
+            before = sqlx::query_as(
                 "INSERT INTO memberships (room_nid, user_nid, membership, event_nid, pos, forgotten)
                  SELECT u.*, FALSE
                  FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[]) AS u
                  ON CONFLICT (room_nid, user_nid) DO UPDATE SET membership = excluded.membership,
-                     event_nid = excluded.event_nid, pos = excluded.pos, forgotten = FALSE",
+                     event_nid = excluded.event_nid, pos = excluded.pos, forgotten = FALSE,
+                     was = memberships.membership
+                 RETURNING room_nid, user_nid, was",
             )
             .bind(column(|(key, _)| key.0))
             .bind(column(|(key, _)| key.1))
             .bind(column(|(_, row)| row.0))
             .bind(column(|(_, row)| row.1))
             .bind(column(|(_, row)| row.2))
-            .execute(&mut *connection)
+            .fetch_all(&mut *connection)
             .await?;
         }
     }
-    Ok(())
+    let known = before.into_iter().filter_map(|(room_nid, user_nid, was)| Some(((room_nid, user_nid), was?)));
+    known.map(|(place, was)| Ok((place, Membership::from_number(was)?))).collect()
 }
 
 async fn redact(transaction: &mut Transaction, appends: &[&Append]) -> Result<()> {

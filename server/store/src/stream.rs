@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::{
-    AccountData, DeviceListChange, Error, Event, Member, Receipt, Result, Store, ToDeviceArrival,
+    AccountData, DeviceListChange, Error, Event, Member, Membership, Receipt, Result, Store, ToDeviceArrival,
     database::Database,
     encryption::{device_lists, to_device},
     events::{EventRow, redacted_event_id, select_events},
@@ -48,6 +48,9 @@ static NOT_PASSED: LazyLock<IntCounter> = LazyLock::new(|| {
     .expect("metric names are unique")
 });
 
+/// A membership as a row, with the one before it.
+type MovedRow = (i64, i64, i64, i64, i64, bool, Option<i64>);
+
 /// A committed change.
 #[derive(Clone, Debug)]
 pub enum Change {
@@ -58,7 +61,12 @@ pub enum Change {
     /// A user's data.
     AccountData(Arc<AccountData>),
     /// A user's place in a room, which its event or the resolution of the room's state has changed.
-    Membership(Member),
+    Membership {
+        /// The place.
+        member: Member,
+        /// The membership before.
+        was: Option<Membership>,
+    },
     /// Messages have come for devices.
     ToDevice(Arc<ToDeviceArrival>),
     /// A user's devices or cross-signing keys have changed.
@@ -72,7 +80,7 @@ impl Change {
             Self::Event(event) => event.pos.unwrap_or_default(),
             Self::Receipt(receipt) => receipt.pos,
             Self::AccountData(data) => data.pos,
-            Self::Membership(member) => member.pos,
+            Self::Membership { member, .. } => member.pos,
             Self::ToDevice(arrival) => arrival.pos,
             Self::DeviceList(change) => change.pos,
         }
@@ -348,9 +356,10 @@ impl Store {
             from,
             to
         )?;
-        let members: Vec<crate::rooms::MemberRow> = rows!(
+        let members: Vec<MovedRow> = rows!(
             reader,
-            "SELECT room_nid, user_nid, membership, event_nid, pos, forgotten FROM memberships WHERE pos > $1 AND pos <= $2",
+            "SELECT room_nid, user_nid, membership, event_nid, pos, forgotten, was FROM memberships
+             WHERE pos > $1 AND pos <= $2",
             from,
             to
         )?;
@@ -360,8 +369,9 @@ impl Store {
         }
         changes.extend(receipts.into_iter().map(|row| Change::Receipt(Arc::new(row.into()))));
         changes.extend(data.into_iter().map(|row| Change::AccountData(Arc::new(row.into()))));
-        for member in members {
-            changes.push(Change::Membership(member.try_into()?));
+        for (room_nid, user_nid, membership, event_nid, pos, forgotten, was) in members {
+            let member = Member::try_from((room_nid, user_nid, membership, event_nid, pos, forgotten))?;
+            changes.push(Change::Membership { member, was: was.map(Membership::from_number).transpose()? });
         }
         changes.extend(to_device::read_changes(&mut reader, from, to).await?);
         changes.extend(device_lists::read_changes(&mut reader, from, to).await?);

@@ -3,7 +3,10 @@
 //!
 //! [Specification](https://spec.matrix.org/v1.19/client-server-api/#e2e-extensions-to-sync)
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
 
 use myelin_rooms::visibility::membership_in;
 use myelin_store::{Membership, StateKey};
@@ -15,6 +18,9 @@ use crate::{
     response::DeviceLists,
     token::Token,
 };
+
+/// How long a room is believed not to be encrypted: the resolution of its state may bring back an event that came long ago.
+const UNENCRYPTED_FOR: Duration = Duration::from_secs(60);
 
 /// The answer of `/keys/changes`.
 #[derive(Debug)]
@@ -128,7 +134,11 @@ impl Sync {
         let mut all: Vec<i64> = own_now.iter().copied().collect();
         all.extend(rooms.own.keys().filter(|room| !own_now.contains(room)));
         let mut places: HashMap<(i64, i64), Turn<bool>> = HashMap::new();
-        for place in self.store.joined_among(&others, &all).await? {
+        let there = match self.index.joined_among(&others, &all) {
+            Some(there) => there,
+            None => self.store.joined_among(&others, &all).await?,
+        };
+        for place in there {
             places.insert(place, Turn { before: true, now: true });
         }
         let concerned: HashSet<i64> = others.iter().copied().collect();
@@ -197,6 +207,14 @@ impl Sync {
 
     /// The other users whose membership in some rooms was set since a position: by room and user, whether joined.
     async fn moves_in(&self, rooms: &MovedRooms, user_nid: i64, since: i64) -> Result<HashMap<(i64, i64), Turn<bool>>> {
+        if let Some(moves) = self.index.moves_after(since, |room_nid| rooms.own.contains_key(&room_nid)) {
+            let mut turns: HashMap<(i64, i64), Turn<bool>> = HashMap::new();
+            for moved in moves.iter().filter(|moved| moved.user_nid != user_nid) {
+                let first = Turn { before: !moved.has_come, now: moved.has_come };
+                turns.entry((moved.room_nid, moved.user_nid)).or_insert(first).now = moved.has_come;
+            }
+            return Ok(turns);
+        }
         let nids: Vec<i64> = rooms.own.keys().copied().collect();
         let mut moved = self.store.members_moved(&nids, since).await?;
         moved.retain(|(_, other, _)| *other != user_nid);
@@ -263,18 +281,36 @@ impl Sync {
     async fn encrypted_among(&self, room_nids: &[i64]) -> Result<HashSet<i64>> {
         let mut encrypted: HashSet<i64> =
             room_nids.iter().copied().filter(|room_nid| self.encrypted.get(room_nid).is_some()).collect();
-        let unsure: Vec<i64> = room_nids.iter().copied().filter(|room_nid| !encrypted.contains(room_nid)).collect();
-        if unsure.is_empty() {
+        let seen_at: HashMap<i64, i64> = room_nids
+            .iter()
+            .filter(|room_nid| !encrypted.contains(room_nid))
+            .map(|&room_nid| (room_nid, self.index.encryption_pos(room_nid)))
+            .filter(|(room_nid, pos)| !self.is_surely_unencrypted(*room_nid, *pos))
+            .collect();
+        if seen_at.is_empty() {
             return Ok(encrypted);
         }
-        let Some(key) = self.encryption_key().await? else { return Ok(encrypted) };
+        let key = self.encryption_key().await?;
+        let unsure: Vec<i64> = seen_at.keys().copied().collect();
         for (room_nid, head) in self.store.heads(&unsure).await? {
-            if self.store.state_event_nids(head.state_root, &[key]).await?.iter().any(Option::is_some) {
+            let found = match key {
+                Some(key) => self.store.state_event_nids(head.state_root, &[key]).await?.iter().any(Option::is_some),
+                None => false,
+            };
+            if found {
                 self.encrypted.insert(room_nid, ());
                 encrypted.insert(room_nid);
+            } else if let Some(pos) = seen_at.get(&room_nid) {
+                self.unencrypted.insert(room_nid, (*pos, Instant::now()));
             }
         }
         Ok(encrypted)
+    }
+
+    /// Whether a room was seen not to be encrypted, and nothing has come since then that could have changed it.
+    fn is_surely_unencrypted(&self, room_nid: i64, encryption_pos: i64) -> bool {
+        let seen = self.unencrypted.get(&room_nid);
+        seen.is_some_and(|(pos, seen_at)| pos >= encryption_pos && seen_at.elapsed() < UNENCRYPTED_FOR)
     }
 
     /// Those among some rooms that were encrypted at positions.

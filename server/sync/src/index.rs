@@ -28,6 +28,8 @@ const RECEIPTS_MAX: usize = 4096;
 const DEVICE_CHANGES_MAX: usize = 4096;
 /// Rooms that these name, all together.
 const DEVICE_ROOMS_MAX: usize = 500_000;
+/// The newest arrivals in rooms and departures from them.
+const MOVES_MAX: usize = 16_384;
 
 /// A user's place in a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +132,15 @@ pub(crate) fn is_bumping(event: &Event) -> bool {
     event.is_shown() && BUMPING.contains(&event.event_type())
 }
 
+/// Someone has come into a room, or gone out of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Move {
+    pos: i64,
+    pub(crate) room_nid: i64,
+    pub(crate) user_nid: i64,
+    pub(crate) has_come: bool,
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct RoomNews {
     event: i64,
@@ -181,6 +192,9 @@ struct Inner {
     /// The rooms that these name.
     device_rooms: usize,
     device_floor: i64,
+    moves: VecDeque<Move>,
+    /// Moves after this position are known.
+    moves_floor: i64,
     waiting: HashMap<i64, Waiting>,
     /// Grows when what is known of users had to be thrown away.
     epoch: u64,
@@ -217,7 +231,10 @@ impl Index {
         for change in &batch.changes {
             match change {
                 Change::Event(event) => inner.note_event(event, &mut touched),
-                Change::Membership(member) => inner.note_member(member, &mut touched),
+                Change::Membership { member, was } => {
+                    inner.note_move(member, *was);
+                    inner.note_member(member, &mut touched);
+                }
                 Change::Receipt(receipt) => {
                     if !inner.note_receipt(receipt) {
                         continue;
@@ -359,6 +376,32 @@ impl Index {
         joined.map(|(room_nid, _)| *room_nid).collect()
     }
 
+    /// Who has come into some rooms, or gone out of them, after a position, in order; `None` when only the store knows.
+    pub(crate) fn moves_after(&self, since: i64, is_asked: impl Fn(i64) -> bool) -> Option<Vec<Move>> {
+        let inner = self.0.lock();
+        let start = inner.moves.partition_point(|moved| moved.pos <= since);
+        let known = since >= inner.moves_floor;
+        known.then(|| inner.moves.range(start..).filter(|moved| is_asked(moved.room_nid)).copied().collect())
+    }
+
+    /// Which of some users are joined to which of some rooms, as room and user; `None` when only the store knows.
+    pub(crate) fn joined_among(&self, user_nids: &[i64], room_nids: &[i64]) -> Option<Vec<(i64, i64)>> {
+        let inner = self.0.lock();
+        let mut joined = Vec::new();
+        for &user_nid in user_nids {
+            let user = inner.users.get(&user_nid).filter(|user| user.loaded)?;
+            let is_joined = |room: &i64| user.rooms.get(room).is_some_and(|place| place.membership == Membership::Join);
+            joined.extend(room_nids.iter().copied().filter(is_joined).map(|room_nid| (room_nid, user_nid)));
+        }
+        Some(joined)
+    }
+
+    /// The position of a room's last event that says that it is encrypted, or one that none has come after.
+    pub(crate) fn encryption_pos(&self, room_nid: i64) -> i64 {
+        let inner = self.0.lock();
+        inner.rooms.get(&room_nid).map_or(0, |news| news.encryption).max(inner.floor)
+    }
+
     /// Whether a user is joined to one of some rooms.
     pub(crate) fn is_joined_to_any(&self, user_nid: i64, room_nids: impl IntoIterator<Item = i64>) -> bool {
         let inner = self.0.lock();
@@ -481,6 +524,8 @@ impl Inner {
         self.device_changes.clear();
         self.device_rooms = 0;
         self.device_floor = position;
+        self.moves.clear();
+        self.moves_floor = position;
         self.users.clear();
         self.joined.clear();
         self.places = 0;
@@ -543,6 +588,21 @@ impl Inner {
         if self.users.contains_key(&member.user_nid) {
             touched.users.insert(member.user_nid);
             self.set_place(member.user_nid, member.room_nid, Place::from(member));
+        }
+    }
+
+    /// Keeps who has come or gone: not who was joined and still is, with another name.
+    fn note_move(&mut self, member: &Member, was: Option<Membership>) {
+        let has_come = member.membership == Membership::Join;
+        if has_come == (was == Some(Membership::Join)) {
+            return;
+        }
+        let &Member { pos, room_nid, user_nid, .. } = member;
+        self.moves.push_back(Move { pos, room_nid, user_nid, has_come });
+        if self.moves.len() > MOVES_MAX
+            && let Some(oldest) = self.moves.pop_front()
+        {
+            self.moves_floor = oldest.pos;
         }
     }
 

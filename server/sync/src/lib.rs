@@ -141,6 +141,8 @@ pub struct Sync {
     acknowledged: Acknowledged,
     /// Rooms known to be encrypted, which does not end.
     encrypted: Cache<i64, ()>,
+    /// Rooms that were not, with the position of the last event that could have said so, and when that was seen.
+    unencrypted: Cache<i64, (i64, Instant)>,
     filters: Cache<(i64, i64), Arc<Filter>>,
     sliding: Sliding,
     ticker: tokio::task::AbortHandle,
@@ -184,6 +186,7 @@ impl Sync {
             keys_left: KeysLeftCache::new(),
             acknowledged: Acknowledged::default(),
             encrypted: Cache::new(ENCRYPTED_ROOMS),
+            unencrypted: Cache::new(ENCRYPTED_ROOMS),
             filters: Cache::new(FILTERS),
             sliding: Sliding::new(),
             ticker: tokio::spawn(tick(weak.clone())).abort_handle(),
@@ -450,7 +453,7 @@ impl Observer for Follower {
                     }
                 }
                 Change::Receipt(receipt) => sync.unread.received(receipt),
-                Change::AccountData(_) | Change::Membership(_) | Change::ToDevice(_) | Change::DeviceList(_) => {}
+                Change::AccountData(_) | Change::Membership { .. } | Change::ToDevice(_) | Change::DeviceList(_) => {}
             }
         }
         let roused = if active.is_empty() { Vec::new() } else { sync.live.note_activity(active, now_ms()) };
