@@ -29,6 +29,7 @@ install_missing() {
     command -v flock >/dev/null || packages+=(util-linux)
     [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
     command -v pebble >/dev/null || packages+=(pebble)
+    command -v named >/dev/null || packages+=(bind9)
     command -v nginx >/dev/null || packages+=(nginx-light)
     command -v haproxy >/dev/null || packages+=(haproxy)
     command -v apache2 >/dev/null || packages+=(apache2)

@@ -2,20 +2,23 @@
 
 use std::{
     fs::File,
+    future::poll_fn,
     io,
     net::SocketAddr,
     pin::pin,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use listenfd::ListenFd;
 use myelin_process::{config::Network, shutdown::Shutdown};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::sleep,
 };
 
 use crate::{
@@ -31,6 +34,8 @@ const BACKLOG: u32 = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections at once that are told why they are refused; further ones are closed without a word.
 const REFUSALS: usize = 64;
+/// File descriptors that are kept back.
+const SPARE_FILES: usize = 4;
 /// How often the log is told of the same trouble.
 const TELL_PERIOD: Duration = Duration::from_secs(60);
 
@@ -136,37 +141,37 @@ pub struct FrontDoor {
     pub(crate) admission: Arc<Admission>,
     pub(crate) shutdown: Shutdown,
     refusals: Arc<Semaphore>,
+    spares: Arc<Spares>,
 }
 
 /// What the connections of one listener share.
-#[derive(Clone)]
 pub(crate) struct Entrance {
     pub(crate) door: FrontDoor,
     pub(crate) tls: Option<Tls>,
     pub(crate) proxy_protocol: bool,
-    pub(crate) manners: Arc<Manners>,
+    pub(crate) manners: Manners,
 }
 
 impl FrontDoor {
     /// Nobody is let in yet. The limit on connections of one address does not count for those in `exempt`.
     pub fn new(limits: Limits, exempt: Vec<Network>, shutdown: Shutdown) -> Self {
         let admission = Admission::new(limits.connections, limits.newcomers, limits.connections_per_address, exempt);
-        Self { limits, admission, shutdown, refusals: Arc::new(Semaphore::new(REFUSALS)) }
+        let (refusals, spares) = (Arc::new(Semaphore::new(REFUSALS)), Arc::new(Spares::new()));
+        Self { limits, admission, shutdown, refusals, spares }
     }
 
     /// Accepts connections and serves them by `service` until the process drains; those under way then finish their
     /// request.
     pub fn open<S: Serve>(&self, listening: Listening, service: S) {
         let Listening { socket, tls, proxy_protocol, manners } = listening;
-        let entrance = Entrance { door: self.clone(), tls, proxy_protocol, manners: Arc::new(manners) };
-        self.shutdown.spawn_connection(accept(socket, entrance, service));
+        let entrance = Entrance { door: self.clone(), tls, proxy_protocol, manners };
+        self.shutdown.spawn_connection(accept(socket, Arc::new(entrance), service));
     }
 }
 
-async fn accept<S: Serve>(socket: TcpListener, entrance: Entrance, service: S) {
+async fn accept<S: Serve>(socket: TcpListener, entrance: Arc<Entrance>, service: S) {
     let shutdown = entrance.door.shutdown.clone();
     let mut draining = pin!(shutdown.draining());
-    let mut spare = Spare::new();
     let mut trouble = Trouble::default();
     loop {
         let accepted = tokio::select! {
@@ -176,11 +181,9 @@ async fn accept<S: Serve>(socket: TcpListener, entrance: Entrance, service: S) {
         match accepted {
             Ok((stream, peer)) => match entrance.door.admission.enter() {
                 Some(place) => {
-                    let served = connection::serve(stream, peer, entrance.clone(), service.clone());
-                    shutdown.spawn_connection(async move {
-                        let _place = place;
-                        served.await;
-                    });
+                    entrance.door.spares.refill();
+                    let entrance = Arc::clone(&entrance);
+                    shutdown.spawn_connection(connection::serve(stream, peer, entrance, service.clone(), place));
                 }
                 None => {
                     trouble.tell("all connections are in use; more are refused");
@@ -190,8 +193,16 @@ async fn accept<S: Serve>(socket: TcpListener, entrance: Entrance, service: S) {
             Err(error) if is_of_one_connection(&error) => tracing::debug!(%error, "a connection was gone too soon"),
             Err(error) => {
                 trouble.tell(&format!("cannot accept connections: {error}"));
-                if !(is_exhausted(&error) && spare.send_one_away(&socket).await) {
-                    sleep(ACCEPT_PAUSE).await;
+                let door = &entrance.door;
+                let sent = if is_exhausted(&error) { Some(door.spares.send_one_away(&socket).await) } else { None };
+                match sent {
+                    Some(SentAway::One | SentAway::Nobody) => {}
+                    // Somebody has to go before there can be room.
+                    Some(SentAway::NotEven) => {
+                        door.admission.send_oldest_away();
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                    None => sleep(ACCEPT_PAUSE).await,
                 }
             }
         }
@@ -227,28 +238,65 @@ fn is_exhausted(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
-/// A file descriptor for the time when there is no other left: connections are then closed at once with its help, and
-/// do not hang until somebody else has given one back.
-struct Spare(Option<File>);
+/// File descriptors for the time when there is no other left: connections are then closed at once with their help, and do
+/// not hang until somebody else has given one back. All listeners share them. They are several, since while one is given
+/// up for a moment, another thread may take it and keep it.
+#[derive(Debug)]
+struct Spares(Mutex<Vec<File>>);
 
-impl Spare {
+/// What came of sending somebody away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SentAway {
+    /// One is gone.
+    One,
+    /// Nobody was there: without descriptors, accepting fails also then.
+    Nobody,
+    /// There is not even a descriptor for that.
+    NotEven,
+}
+
+impl Spares {
     fn new() -> Self {
-        Self(File::open("/dev/null").ok())
+        let spares = Self(Mutex::default());
+        spares.refill();
+        spares
     }
 
-    /// Accepts a connection and closes it.
-    async fn send_one_away(&mut self, socket: &TcpListener) -> bool {
-        if self.0.take().is_none() {
-            *self = Self::new();
-            return false;
+    /// Takes back what others took.
+    fn refill(&self) {
+        Self::refill_in(&mut self.0.lock());
+    }
+
+    fn refill_in(files: &mut Vec<File>) {
+        while files.len() < SPARE_FILES
+            && let Ok(file) = File::open("/dev/null")
+        {
+            files.push(file);
         }
-        // Somebody else may have taken the descriptor in between.
-        let sent = matches!(timeout(ACCEPT_PAUSE, socket.accept()).await, Ok(Ok(_)));
-        if sent {
-            REFUSED.with_label_values(&["files"]).inc();
-        }
-        *self = Self::new();
-        sent
+    }
+
+    /// Accepts a connection and closes it. It waits for nothing in between, so that the descriptor is free for no longer
+    /// than that takes.
+    async fn send_one_away(&self, socket: &TcpListener) -> SentAway {
+        poll_fn(|context| {
+            let mut files = self.0.lock();
+            if files.pop().is_none() {
+                Self::refill_in(&mut files);
+                return Poll::Ready(SentAway::NotEven);
+            }
+            let sent = match socket.poll_accept(context) {
+                Poll::Ready(Ok(_)) => SentAway::One,
+                // It was taken in between.
+                Poll::Ready(Err(_)) => SentAway::NotEven,
+                Poll::Pending => SentAway::Nobody,
+            };
+            if sent == SentAway::One {
+                REFUSED.with_label_values(&["files"]).inc();
+            }
+            Self::refill_in(&mut files);
+            Poll::Ready(sent)
+        })
+        .await
     }
 }
 

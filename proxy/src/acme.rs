@@ -5,6 +5,7 @@
 
 mod challenges;
 mod client;
+mod dns;
 mod driver;
 mod error;
 mod folder;
@@ -16,9 +17,10 @@ mod storage;
 pub(crate) use self::challenges::{ACME_TLS, tls_alpn_certificate};
 pub use self::{
     challenges::Challenges,
+    dns::{Dns, DnsCommand, DnsError, DnsKey, DnsKeyAlgorithm, DnsKeyError, DnsUpdate},
     driver::Acme,
     error::{AcmeError, StorageError},
     folder::Folder,
-    settings::{AcmeSettings, ChallengeKind, DnsCommand, ExternalAccount, Pace},
+    settings::{AcmeSettings, ChallengeKind, ExternalAccount, Pace},
     storage::{Issued, Proof, Record, Storage},
 };

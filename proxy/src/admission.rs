@@ -87,15 +87,26 @@ impl Admission {
         newcomers.next += 1;
         newcomers.waiting.insert(number, go);
         NEW.inc();
-        if newcomers.waiting.len() > self.newcomers_max
-            && let Some((_, oldest)) = newcomers.waiting.pop_first()
-        {
+        if newcomers.waiting.len() > self.newcomers_max {
+            newcomers.send_oldest_away();
+        }
+        (Newcomer { admission: Arc::clone(self), number, settled: AtomicBool::new(false) }, told)
+    }
+
+    /// Tells the newcomer that has waited longest to go, if there is one.
+    pub(crate) fn send_oldest_away(&self) {
+        self.newcomers.lock().send_oldest_away();
+    }
+}
+
+impl Waiting {
+    fn send_oldest_away(&mut self) {
+        if let Some((_, oldest)) = self.waiting.pop_first() {
             NEW.dec();
             REFUSED.with_label_values(&["newcomer"]).inc();
             // It may have gone by itself.
             let _ = oldest.send(());
         }
-        (Newcomer { admission: Arc::clone(self), number, settled: AtomicBool::new(false) }, told)
     }
 }
 

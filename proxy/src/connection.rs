@@ -3,7 +3,12 @@
 //! Most connections of a homeserver wait in a long poll, so what one costs while it waits is kept small: hyper's
 //! smallest buffers, no wrapper around the socket, no timer while a handler works.
 
-use std::{io, net::SocketAddr, pin::Pin, sync::LazyLock, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use myelin_process::metrics::{self, IntCounterVec};
 use tokio::{
@@ -14,8 +19,8 @@ use tokio::{
 use crate::{
     Serve, Tls,
     accept::Entrance,
-    admission::{Newcomer, REFUSED},
-    http::Conversation,
+    admission::{Newcomer, Place, REFUSED},
+    http::{Conversation, Served},
     proxy_protocol,
     refusal::Refusal,
     tls::Greeted,
@@ -32,37 +37,43 @@ static ACCEPTED: LazyLock<IntCounterVec> = metrics::counter!(
     ["protocol"]
 );
 
-/// A connection that speaks. It is on the heap, so that the task holds no more than one of the protocol that it is.
-type Served = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
-
-/// Serves a connection until it ends.
-pub(crate) async fn serve<S: Serve>(stream: TcpStream, peer: SocketAddr, entrance: Entrance, service: S) {
+/// Serves a connection until it ends. It has its place until then.
+pub(crate) fn serve<S: Serve>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    entrance: Arc<Entrance>,
+    service: S,
+    place: Place,
+) -> impl Future<Output = ()> + Send {
     let shutdown = entrance.door.shutdown.clone();
     let (newcomer, mut told_to_go) = entrance.door.admission.newcomer();
-    // On the heap as well: what a greeting needs is given back when it is over.
+    // On the heap: what a greeting needs is given back when it is over.
     let mut greeting = Box::pin(greet(stream, peer, entrance, service, newcomer));
-    let greeted = tokio::select! {
-        () = shutdown.draining() => return,
-        Ok(()) = &mut told_to_go => Err(io::Error::other("it was told to go")),
-        greeted = &mut greeting => greeted,
-    };
-    drop(greeting);
-    let (protocol, mut served) = match greeted {
-        Ok((protocol, served)) => (protocol, served),
-        Err(error) => {
-            tracing::debug!(%peer, %error, "a connection never began");
-            ACCEPTED.with_label_values(&["none"]).inc();
-            return;
+    async move {
+        let _place = &place;
+        let greeted = tokio::select! {
+            () = shutdown.draining() => return,
+            Ok(()) = &mut told_to_go => Err(io::Error::other("it was told to go")),
+            greeted = &mut greeting => greeted,
+        };
+        drop(greeting);
+        let (protocol, mut served) = match greeted {
+            Ok((protocol, served)) => (protocol, served),
+            Err(error) => {
+                tracing::debug!(%peer, %error, "a connection never began");
+                ACCEPTED.with_label_values(&["none"]).inc();
+                return;
+            }
+        };
+        ACCEPTED.with_label_values(&[protocol.name()]).inc();
+        let ended = tokio::select! {
+            ended = &mut served => ended,
+            Ok(()) = &mut told_to_go => return,
+        };
+        if let Err(error) = ended {
+            // Peers go away as they please.
+            tracing::debug!(%peer, %error, "a connection ended early");
         }
-    };
-    ACCEPTED.with_label_values(&[protocol.name()]).inc();
-    let ended = tokio::select! {
-        ended = &mut served => ended,
-        Ok(()) = &mut told_to_go => return,
-    };
-    if let Err(error) = ended {
-        // Peers go away as they please.
-        tracing::debug!(%peer, %error, "a connection ended early");
     }
 }
 
@@ -70,7 +81,7 @@ pub(crate) async fn serve<S: Serve>(stream: TcpStream, peer: SocketAddr, entranc
 async fn greet<S: Serve>(
     mut stream: TcpStream,
     peer: SocketAddr,
-    entrance: Entrance,
+    entrance: Arc<Entrance>,
     service: S,
     newcomer: Newcomer,
 ) -> io::Result<(Protocol, Served)> {
@@ -83,19 +94,12 @@ async fn greet<S: Serve>(
         }
         return Err(io::Error::other("its address has too many"));
     };
-    let conversation = Conversation {
-        service,
-        peer,
-        manners: entrance.manners,
-        limits: entrance.door.limits,
-        newcomer,
-        shutdown: entrance.door.shutdown.clone(),
-        _counted: counted,
-    };
+    let conversation = Conversation { service, peer, entrance: Arc::clone(&entrance), newcomer, _counted: counted };
     match &entrance.tls {
-        Some(tls) => greet_encrypted(stream, tls, conversation).await,
+        // A handshake is ten times the size of everything else here.
+        Some(tls) => Box::pin(greet_encrypted(stream, tls, conversation)).await,
         None => {
-            let protocol = timeout(conversation.limits.first_bytes_time, protocol(&stream)).await??;
+            let protocol = timeout(entrance.door.limits.first_bytes_time, protocol(&stream)).await??;
             Ok((protocol, conversation.in_protocol(protocol, stream)))
         }
     }
@@ -119,7 +123,7 @@ async fn greet_encrypted<S: Serve>(
     tls: &Tls,
     conversation: Conversation<S>,
 ) -> io::Result<(Protocol, Served)> {
-    let time = conversation.limits.handshake_time;
+    let time = conversation.entrance.door.limits.handshake_time;
     let mut first = [0];
     timeout(time, stream.peek(&mut first)).await??;
     if first[0] != TLS_HANDSHAKE {
@@ -146,8 +150,8 @@ impl<S: Serve> Conversation<S> {
         I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     {
         match protocol {
-            Protocol::Http1 => Box::pin(self.http1(io)),
-            Protocol::Http2 => Box::pin(self.http2(io)),
+            Protocol::Http1 => self.http1(io),
+            Protocol::Http2 => self.http2(io),
         }
     }
 }

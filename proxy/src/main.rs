@@ -20,7 +20,10 @@ use myelin_process::{
 use myelin_proxy::{
     Binder, Certificate, Certificates, FrontDoor, HostHeaders, Limits, Listening, Manners, Route, Router, StaticFiles,
     Target, Tls, TrustedProxies, UpstreamAddress, Upstreams,
-    acme::{Acme, AcmeSettings, ChallengeKind, Challenges, ExternalAccount, Folder, Pace},
+    acme::{
+        Acme, AcmeSettings, ChallengeKind, Challenges, Dns, DnsCommand, DnsKey, DnsKeyAlgorithm, DnsUpdate,
+        ExternalAccount, Folder, Pace,
+    },
     certificate_files::{self, CertificateFiles},
     well_known::{Contact, WellKnown},
 };
@@ -101,7 +104,37 @@ enum TlsConfig {
         external_account_key_file: Option<PathBuf>,
         trusted_ca_file: Option<PathBuf>,
         profile: Option<String>,
+        /// With it names are proven by DNS, otherwise by connections.
+        dns: Option<Box<DnsConfig>>,
     },
+}
+
+/// What makes DNS records: a program, or updates that a server takes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DnsConfig {
+    command: Option<PathBuf>,
+    server: Option<String>,
+    zone: Option<String>,
+    key_name: Option<String>,
+    key_secret_file: Option<PathBuf>,
+    #[serde(default)]
+    key_algorithm: KeyAlgorithm,
+    #[serde(default = "default_ttl_seconds")]
+    ttl_seconds: u32,
+    #[serde(default)]
+    other_servers: Vec<String>,
+    #[serde(default = "default_wait_seconds")]
+    wait_seconds: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+enum KeyAlgorithm {
+    #[default]
+    #[serde(rename = "hmac-sha256")]
+    HmacSha256,
+    #[serde(rename = "hmac-sha512")]
+    HmacSha512,
 }
 
 #[derive(Debug, Deserialize)]
@@ -164,6 +197,14 @@ fn default_path() -> String {
     "/".to_owned()
 }
 
+fn default_ttl_seconds() -> u32 {
+    60
+}
+
+fn default_wait_seconds() -> u64 {
+    30
+}
+
 fn default_answer_seconds() -> u64 {
     360
 }
@@ -187,6 +228,9 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             let shutdown = Shutdown::new();
             routes(&config, &shutdown)?;
             headers(&config)?;
+            if matches!(config.tls, TlsConfig::Acme { .. }) {
+                acme_settings(&config.tls)?;
+            }
             return Ok(());
         }
         serve(config).await
@@ -307,6 +351,7 @@ fn acme_settings(config: &TlsConfig) -> anyhow::Result<AcmeSettings> {
         external_account_key_file,
         trusted_ca_file,
         profile,
+        dns,
     } = config
     else {
         bail!("tls.mode is not \"acme\"");
@@ -315,18 +360,43 @@ fn acme_settings(config: &TlsConfig) -> anyhow::Result<AcmeSettings> {
     let key = external_account_key_file.as_ref().map(std::fs::read_to_string).transpose();
     let key = key.context("read external_account_key_file")?.map(|key| key.trim().to_owned());
     let external_account = external_account_id.clone().zip(key);
+    let dns = dns.as_deref().map(dns_settings).transpose().context("tls.dns")?;
+    let challenges = match dns {
+        Some(_) => vec![ChallengeKind::Dns01],
+        None => vec![ChallengeKind::TlsAlpn01, ChallengeKind::Http01],
+    };
     Ok(AcmeSettings {
         directory: directory.clone().unwrap_or_else(|| "https://acme-v02.api.letsencrypt.org/directory".to_owned()),
         staging: staging_directory.clone(),
         contact: contact.clone(),
         names: names.clone(),
-        challenges: vec![ChallengeKind::TlsAlpn01, ChallengeKind::Http01],
+        challenges,
         external_account: external_account.map(|(key_id, hmac_key)| ExternalAccount { key_id, hmac_key }),
         trusted: trusted_ca_file.as_ref().map(std::fs::read).transpose().context("read trusted_ca_file")?,
         profile: profile.clone(),
-        dns: None,
+        dns,
         pace: Pace::default(),
     })
+}
+
+fn dns_settings(config: &DnsConfig) -> anyhow::Result<Dns> {
+    let wait = Duration::from_secs(config.wait_seconds);
+    let server = match (&config.server, &config.command) {
+        (Some(server), None) => server.clone(),
+        (None, Some(program)) => return Ok(Dns::Command(DnsCommand { program: program.clone(), wait })),
+        _ => bail!("it needs one of `server` and `command`"),
+    };
+    let name = config.key_name.as_deref().context("key_name is missing: updates have to be signed")?;
+    let file = config.key_secret_file.as_ref().context("key_secret_file is missing: updates have to be signed")?;
+    let secret = std::fs::read_to_string(file).context("read key_secret_file")?;
+    let algorithm = match config.key_algorithm {
+        KeyAlgorithm::HmacSha256 => DnsKeyAlgorithm::HmacSha256,
+        KeyAlgorithm::HmacSha512 => DnsKeyAlgorithm::HmacSha512,
+    };
+    let key = DnsKey::new(name, algorithm, &secret).context("key_name and key_secret_file")?;
+    let ttl = Duration::from_secs(config.ttl_seconds.into());
+    let (zone, others) = (config.zone.clone(), config.other_servers.clone());
+    Ok(Dns::Update(DnsUpdate { server, zone, key, ttl, others, wait }))
 }
 
 fn routes(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Vec<Route>> {
@@ -388,7 +458,7 @@ fn headers(config: &Config) -> anyhow::Result<HostHeaders> {
 mod tests {
     use myelin_process::shutdown::Shutdown;
 
-    use super::{Cli, load, routes};
+    use super::{Cli, TlsConfig, acme_settings, load, routes};
 
     fn check(text: &str) -> Result<usize, String> {
         let folder = tempfile::tempdir().unwrap();
@@ -397,6 +467,9 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _guard = runtime.enter();
         let config = load(&path).map_err(|error| format!("{error:#}"))?;
+        if matches!(config.tls, TlsConfig::Acme { .. }) {
+            acme_settings(&config.tls).map_err(|error| format!("{error:#}"))?;
+        }
         routes(&config, &Shutdown::new()).map(|routes| routes.len()).map_err(|error| format!("{error:#}"))
     }
 
@@ -416,7 +489,23 @@ mod tests {
         let route = "[[routes]]\nhost = 'a.example'\npath = '/_matrix'\n";
         assert_eq!(with(&format!("{route}upstreams = ['http://127.0.0.1:8008', 'unix:/run/x']")), Ok(1));
         assert_eq!(with(&format!("{route}well_known = {{ server = 'a.example:443' }}")), Ok(1));
+        let folder = tempfile::tempdir().unwrap();
+        let (secret, nonsense) = (folder.path().join("secret"), folder.path().join("nonsense"));
+        std::fs::write(&secret, "c2VjcmV0\n").unwrap();
+        std::fs::write(&nonsense, "no base64!").unwrap();
+        let acme =
+            "tls = true\n[[routes]]\nfiles = '/'\n[tls]\nmode = 'acme'\nnames = ['*.a.example']\naccept_terms = true\n";
+        let update = format!("{acme}dns.server = 'ns.a.example'\n");
+        let signed = |file: &std::path::Path| {
+            with(&format!("{update}dns.key_name = 'k'\ndns.key_secret_file = '{}'", file.display()))
+        };
+        assert_eq!(signed(&secret), Ok(1));
+        assert!(signed(&nonsense).unwrap_err().contains("not in base64"), "{:?}", signed(&nonsense));
+        assert_eq!(with(&format!("{acme}dns.command = '/bin/true'")), Ok(1));
         for (wrong, message) in [
+            (update.as_str(), "key_name is missing"),
+            (&format!("{update}dns.command = '/bin/true'"), "one of `server` and `command`"),
+            (&format!("{acme}dns.key_algorithm = 'hmac-md5'"), "hmac-md5"),
             ("tls = true\n[[routes]]\nfiles = '/'", "[tls] is missing"),
             ("proxy_protocol = true\n[[routes]]\nfiles = '/'", "trusted_proxies"),
             ("[[routes]]\nupstreams = ['https://a.example']", "http://host:port"),

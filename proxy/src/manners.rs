@@ -1,8 +1,9 @@
 //! What happens to every request before it is answered, and to every answer.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{future::ready, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{
     HeaderName, HeaderValue, Request, Response, StatusCode, Uri,
     header::{CONNECTION, CONTENT_TYPE, HOST, LOCATION},
@@ -52,26 +53,26 @@ impl Manners {
     }
 
     /// The answer, if it needs no more than this.
-    pub(crate) async fn answer<B>(&self, request: &Request<B>) -> Option<Response<Full<Bytes>>> {
+    pub(crate) fn answer<B>(&self, request: &Request<B>) -> Option<BoxFuture<'static, Response<Full<Bytes>>>> {
         if request.headers().get_all(HOST).into_iter().nth(1).is_some() {
             // Whoever looks at the first one and whoever looks at the last one would not agree.
             let mut response = text(StatusCode::BAD_REQUEST, "There is more than one Host header.");
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            return Some(response);
+            return Some(ready(response).boxed());
         }
         if let Some(challenges) = &self.challenges
             && let Some(token) = request.uri().path().strip_prefix(HTTP_01)
         {
-            return Some(proof(challenges.as_ref(), token).await);
+            return Some(proof(Arc::clone(challenges), token.to_owned()).boxed());
         }
-        self.redirect_to_https.map(|port| redirect(request, port))
+        self.redirect_to_https.map(|port| ready(redirect(request, port)).boxed())
     }
 }
 
-async fn proof(challenges: &dyn Challenges, token: &str) -> Response<Full<Bytes>> {
+async fn proof(challenges: Arc<dyn Challenges>, token: String) -> Response<Full<Bytes>> {
     let is_token = (1..=TOKEN_BYTES_MAX).contains(&token.len())
         && token.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-    match if is_token { challenges.http_01(token).await } else { None } {
+    match if is_token { challenges.http_01(&token).await } else { None } {
         Some(proof) => {
             let mut response = Response::new(proof.into());
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -133,7 +134,7 @@ mod tests {
     async fn redirects() {
         let to = async |port: u16, uri: &str, host: &str| {
             let manners = Manners { redirect_to_https: Some(port), ..Manners::default() };
-            let response = manners.answer(&request(uri, host)).await.unwrap();
+            let response = manners.answer(&request(uri, host)).unwrap().await;
             let location = response.headers().get("location").map(|value| value.to_str().unwrap().to_owned());
             (response.status(), location)
         };
@@ -145,14 +146,14 @@ mod tests {
         for wrong in ["", "a b", "a/b", "a\\b"] {
             assert_eq!(to(443, "/", wrong).await, (StatusCode::BAD_REQUEST, None), "{wrong}");
         }
-        assert!(Manners::default().answer(&request("/", "a.example")).await.is_none());
+        assert!(Manners::default().answer(&request("/", "a.example")).is_none());
     }
 
     /// Two hosts at once are the beginning of a confusion.
     #[tokio::test]
     async fn refuses_two_hosts() {
         let two = Request::get("/").header("host", "a.example").header("host", "b.example").body(()).unwrap();
-        assert_eq!(Manners::default().answer(&two).await.unwrap().status(), StatusCode::BAD_REQUEST);
+        assert_eq!(Manners::default().answer(&two).unwrap().await.status(), StatusCode::BAD_REQUEST);
     }
 
     /// Headers by host, and never over what the answer has.

@@ -78,7 +78,7 @@ impl Serve for Router {
 
     const UPGRADES: bool = true;
 
-    async fn serve(&self, request: Request<RequestBody>, client: SocketAddr) -> Response<AnswerBody> {
+    async fn serve(self, request: Request<RequestBody>, client: SocketAddr) -> Response<AnswerBody> {
         let host = manners::host(&request);
         match self.find(host.as_deref(), request.uri().path()) {
             Some(Target::Upstreams(upstreams)) => upstreams.forward(request, client, self.encrypted).await,

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use super::DnsError;
 use crate::CertificateError;
 
 /// What keeps the account, the certificate and the proofs cannot be used.
@@ -50,7 +51,7 @@ pub enum AcmeError {
     Roots(String),
     /// The DNS records of a proof could not be made.
     #[error("make the DNS record: {0}")]
-    Dns(String),
+    Dns(#[from] DnsError),
     /// The external account's key is no base64.
     #[error("the external account's key is not base64url")]
     ExternalAccountKey,

@@ -1,17 +1,11 @@
 //! One order, from the account to the certificate.
 
-use std::time::Duration;
-
 use instant_acme::{
     Account, AccountCredentials, AuthorizationStatus, CertificateIdentifier, ChallengeStatus, ChallengeType, Error,
     Identifier, KeyAuthorization, NewAccount, NewOrder, Order, OrderStatus, RetryPolicy,
 };
-use tokio::{process::Command, time::timeout};
 
-use super::{AcmeError, AcmeSettings, ChallengeKind, DnsCommand, Proof, Storage, client::Client};
-
-/// How long the command that makes DNS records may take.
-const DNS_COMMAND_TIME: Duration = Duration::from_secs(120);
+use super::{AcmeError, AcmeSettings, ChallengeKind, Proof, Storage, client::Client, dns::TxtRecord};
 
 /// What one attempt works with.
 pub(super) struct Attempt<'a, S> {
@@ -31,7 +25,7 @@ pub(super) struct Answer {
 #[derive(Default)]
 struct Prepared {
     proofs: Vec<Proof>,
-    records: Vec<(String, String)>,
+    records: Vec<TxtRecord>,
     /// Which name is proven how.
     kinds: Vec<(String, ChallengeKind)>,
 }
@@ -111,7 +105,7 @@ impl<S: Storage> Attempt<'_, S> {
     async fn complete(&self, order: &mut Order, prepared: &mut Prepared) -> Result<Answer, AcmeError> {
         self.prepare(order, prepared).await?;
         if let (Some(dns), false) = (&self.settings.dns, prepared.records.is_empty()) {
-            tokio::time::sleep(dns.wait).await;
+            dns.wait(&prepared.records).await?;
         }
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
@@ -197,11 +191,15 @@ impl<S: Storage> Attempt<'_, S> {
                 Proof { kind: kind.as_str(), subject: name.to_owned(), value: hex(authorised.digest().as_ref()) }
             }
             (ChallengeKind::Dns01, Some(dns)) => {
-                let record = (format!("_acme-challenge.{name}"), authorised.dns_value());
+                let record = TxtRecord { name: format!("_acme-challenge.{name}"), value: authorised.dns_value() };
                 prepared.records.push(record.clone());
-                return change_record(dns, "set", &record).await;
+                return Ok(dns.set(&record).await?);
             }
-            (ChallengeKind::Dns01, None) => return Err(AcmeError::Dns("there is no command for it".to_owned())),
+            // It is not chosen then.
+            (ChallengeKind::Dns01, None) => {
+                let offered = kind.as_str().to_owned();
+                return Err(AcmeError::NoChallenge { name: name.to_owned(), offered });
+            }
         };
         prepared.proofs.push(proof.clone());
         Ok(self.storage.save_proof(&proof).await?)
@@ -216,7 +214,7 @@ impl<S: Storage> Attempt<'_, S> {
         }
         for record in &prepared.records {
             let Some(dns) = &self.settings.dns else { return };
-            if let Err(error) = change_record(dns, "clear", record).await {
+            if let Err(error) = dns.clear(record).await {
                 tracing::warn!(%error, "a DNS record for the certificate authority could not be removed");
             }
         }
@@ -272,21 +270,6 @@ fn challenge_type(kind: ChallengeKind) -> ChallengeType {
         ChallengeKind::Http01 => ChallengeType::Http01,
         ChallengeKind::TlsAlpn01 => ChallengeType::TlsAlpn01,
         ChallengeKind::Dns01 => ChallengeType::Dns01,
-    }
-}
-
-async fn change_record(dns: &DnsCommand, act: &str, (name, value): &(String, String)) -> Result<(), AcmeError> {
-    let mut command = Command::new(&dns.program);
-    command.args([act, name, value]).kill_on_drop(true).stdin(std::process::Stdio::null());
-    let failed = |reason: String| AcmeError::Dns(format!("{} {act} {name}: {reason}", dns.program.display()));
-    match timeout(DNS_COMMAND_TIME, command.output()).await {
-        Ok(Ok(output)) if output.status.success() => Ok(()),
-        Ok(Ok(output)) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            Err(failed(format!("{}, {}", output.status, said.lines().last().unwrap_or_default())))
-        }
-        Ok(Err(error)) => Err(failed(error.to_string())),
-        Err(_) => Err(failed(format!("not done after {} seconds", DNS_COMMAND_TIME.as_secs()))),
     }
 }
 

@@ -1,8 +1,8 @@
 //! What is asked of which authority.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use super::AcmeError;
+use super::{AcmeError, Dns};
 
 /// A kind of proof that a name is ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,15 +24,6 @@ impl ChallengeKind {
             Self::Dns01 => "dns-01",
         }
     }
-}
-
-/// What makes DNS records.
-#[derive(Clone, Debug)]
-pub struct DnsCommand {
-    /// The program. It is called as `program set|clear _acme-challenge.name value`.
-    pub program: PathBuf,
-    /// How long the record takes to reach all servers of the zone.
-    pub wait: Duration,
 }
 
 /// The key that ties the ACME account to one at the authority.
@@ -64,7 +55,7 @@ pub struct AcmeSettings {
     /// Which kind of certificate, where the authority has several.
     pub profile: Option<String>,
     /// What makes DNS records.
-    pub dns: Option<DnsCommand>,
+    pub dns: Option<Dns>,
     /// When to try again.
     pub pace: Pace,
 }
@@ -90,7 +81,7 @@ impl AcmeSettings {
         let kinds: Vec<_> = self.challenges.iter().map(|kind| kind.as_str()).collect();
         let account = self.external_account.as_ref().map_or("", |account| account.key_id.as_str());
         let profile = self.profile.as_deref().unwrap_or_default();
-        let dns = self.dns.as_ref().map_or_else(String::new, |dns| dns.program.display().to_string());
+        let dns = self.dns.as_ref().map_or_else(String::new, Dns::describe);
         format!("{} {} {} {account} {profile} {dns}", self.directory, self.names.join(","), kinds.join(","))
     }
 }

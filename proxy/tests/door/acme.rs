@@ -14,7 +14,7 @@ use http_body_util::Full;
 use myelin_process::shutdown::Shutdown;
 use myelin_proxy::{
     Certificates, Limits, Listening, Manners, RequestBody, Serve, Tls,
-    acme::{Acme, AcmeSettings, ChallengeKind, DnsCommand, ExternalAccount, Folder, Pace, Record, Storage as _},
+    acme::{Acme, AcmeSettings, ChallengeKind, Dns, DnsCommand, ExternalAccount, Folder, Pace, Record, Storage as _},
 };
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     pebble::{self, EXTERNAL_KEY, Habits, Pebble},
 };
 
-const PACE: Pace = Pace {
+pub(crate) const PACE: Pace = Pace {
     poll: Duration::from_millis(50),
     retry_first: Duration::from_millis(200),
     retry_max: Duration::from_secs(1),
@@ -31,25 +31,25 @@ const PACE: Pace = Pace {
 };
 
 /// A server with a plain and an encrypted door, and the authority that looks at them.
-struct World {
-    folder: tempfile::TempDir,
-    pebble: Pebble,
-    settings: AcmeSettings,
-    plain: Door,
-    tls: Door,
-    storage: Arc<Folder>,
-    acme: Arc<Acme<Folder>>,
-    shutdown: Shutdown,
+pub(crate) struct World {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) pebble: Pebble,
+    pub(crate) settings: AcmeSettings,
+    pub(crate) plain: Door,
+    pub(crate) tls: Door,
+    pub(crate) storage: Arc<Folder>,
+    pub(crate) acme: Arc<Acme<Folder>>,
+    pub(crate) shutdown: Shutdown,
 }
 
-async fn open(folder: &Path, settings: &AcmeSettings) -> (Arc<Folder>, Arc<Acme<Folder>>) {
+pub(crate) async fn open(folder: &Path, settings: &AcmeSettings) -> (Arc<Folder>, Arc<Acme<Folder>>) {
     let storage = Arc::new(Folder::open(folder.join("acme")).unwrap());
     (Arc::clone(&storage), Arc::new(Acme::open(settings.clone(), storage).await.unwrap()))
 }
 
 impl World {
     /// The authority is prepared, and does not run yet.
-    async fn new(habits: Habits, names: &[&str], challenges: &[ChallengeKind]) -> Self {
+    pub(crate) async fn new(habits: Habits, names: &[&str], challenges: &[ChallengeKind]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         // The doors are opened first, since the authority is told their ports.
         let settings = AcmeSettings {
@@ -73,21 +73,22 @@ impl World {
         let mut settings =
             AcmeSettings { directory: pebble.directory(), trusted: Some(pebble.trusted.clone()), ..settings };
         if challenges.contains(&ChallengeKind::Dns01) {
-            settings.dns = Some(DnsCommand { program: pebble.dns_command(), wait: Duration::ZERO });
+            let program = pebble.dns_command();
+            settings.dns = Some(Dns::Command(DnsCommand { program, wait: Duration::ZERO }));
         }
         let (storage, acme) = open(folder.path(), &settings).await;
         Self { folder, pebble, settings, plain, tls, storage, acme, shutdown: Shutdown::new() }
     }
 
-    fn run(&self) {
+    pub(crate) fn run(&self) {
         self.shutdown.spawn(Arc::clone(&self.acme).run(self.shutdown.clone()));
     }
 
-    async fn record(&self) -> Record {
+    pub(crate) async fn record(&self) -> Record {
         self.storage.record().await.unwrap()
     }
 
-    async fn issued(&self) {
+    pub(crate) async fn issued(&self) {
         eventually("a certificate is issued", async || !self.acme.is_waiting()).await;
         assert_eq!(
             self.acme.certificates().current().chain(),
@@ -138,7 +139,7 @@ async fn a_difficult_authority() {
     if !pebble::is_there() {
         return;
     }
-    let habits = Habits { strict: true, external_account: true };
+    let habits = Habits { strict: true, external_account: true, ..Habits::default() };
     let mut world = World::new(habits, &["example.org"], &[ChallengeKind::TlsAlpn01]).await;
     world.pebble.start().await;
     let external_account = Some(ExternalAccount { key_id: "kid-1".to_owned(), hmac_key: EXTERNAL_KEY.to_owned() });
@@ -179,7 +180,7 @@ async fn failures_leave_the_old_certificate() {
         let names = names.map(str::to_owned).to_vec();
         let mut settings = AcmeSettings { names, challenges: vec![challenges], ..world.settings.clone() };
         let nothing = Path::new("/bin/true").to_owned();
-        settings.dns = Some(DnsCommand { program: nothing, wait: Duration::ZERO });
+        settings.dns = Some(Dns::Command(DnsCommand { program: nothing, wait: Duration::ZERO }));
         (world.storage, world.acme) = open(world.folder.path(), &settings).await;
         assert!(!world.acme.is_waiting());
         world.shutdown = Shutdown::new();
@@ -196,6 +197,43 @@ async fn failures_leave_the_old_certificate() {
         assert!(record.next_attempt_ts > 0);
         assert_eq!(world.acme.certificates().current().chain(), old.chain());
     }
+}
+
+/// An authority whose look at a name fails for reasons of its own, while it also refuses nonces: it is tried again, and
+/// nothing of a failed attempt is in the way of a later one.
+#[tokio::test(flavor = "multi_thread")]
+async fn validation_that_fails_at_first() {
+    if !pebble::is_there() {
+        return;
+    }
+    let habits = Habits { strict: true, ..Habits::default() };
+    let mut world = World::new(habits, &["example.org"], &[ChallengeKind::Http01, ChallengeKind::TlsAlpn01]).await;
+    world.pebble.start().await;
+    world.pebble.lookups_fail("example.org", true).await;
+    world.run();
+    let mut causes = Vec::new();
+    tokio::time::timeout(Duration::from_secs(120), async {
+        while !["by http-01", "by tls-alpn-01"]
+            .iter()
+            .all(|kind| causes.iter().any(|cause: &String| cause.contains(kind)))
+        {
+            causes.extend(world.record().await.last_error.filter(|error| !causes.contains(error)));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("each kind of proof is tried: {causes:?}"));
+    assert!(world.acme.is_waiting());
+    world.pebble.lookups_fail("example.org", false).await;
+    tokio::time::timeout(Duration::from_secs(120), async {
+        while world.acme.is_waiting() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("a certificate is issued");
+    assert_eq!(world.record().await.failures, 0);
+    assert_eq!(std::fs::read_dir(world.folder.path().join("acme/proofs")).unwrap().count(), 0);
 }
 
 /// An authority that was restored from nothing does not know our account: another one is made.
@@ -263,7 +301,7 @@ struct Always(StatusCode, &'static str);
 impl Serve for Always {
     type Body = Full<Bytes>;
 
-    async fn serve(&self, _: Request<RequestBody>, _: SocketAddr) -> Response<Self::Body> {
+    async fn serve(self, _: Request<RequestBody>, _: SocketAddr) -> Response<Self::Body> {
         let response = Response::builder().status(self.0).header("retry-after", "3600").body(self.1.into());
         response.map_err(|error| -> Infallible { panic!("{error}") }).unwrap()
     }

@@ -36,7 +36,7 @@ pub(crate) struct Echo;
 impl Serve for Echo {
     type Body = Full<Bytes>;
 
-    async fn serve(&self, request: Request<RequestBody>, client: SocketAddr) -> Response<Self::Body> {
+    async fn serve(self, request: Request<RequestBody>, client: SocketAddr) -> Response<Self::Body> {
         if request.uri().path() == "/slow" {
             tokio::time::sleep(Duration::from_millis(300)).await;
         }

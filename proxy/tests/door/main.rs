@@ -4,6 +4,8 @@
 
 mod acme;
 mod addresses;
+mod bind;
+mod dns;
 mod harness;
 mod hostile;
 mod pebble;

@@ -7,7 +7,10 @@ use std::{
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::json;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::harness::eventually;
 
@@ -21,6 +24,8 @@ pub(crate) struct Habits {
     pub(crate) strict: bool,
     /// Accounts need an external one.
     pub(crate) external_account: bool,
+    /// The port of the DNS server that it asks, in place of its own.
+    pub(crate) dns: Option<u16>,
 }
 
 /// An authority that runs until it is dropped.
@@ -46,7 +51,7 @@ pub(crate) fn is_there() -> bool {
     there
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -110,9 +115,12 @@ impl Pebble {
             names.args(["-doh", ""]);
         }
         let mut pebble = Command::new("pebble");
-        pebble.arg("-config").arg(&path).args(["-dnsserver", &format!("127.0.0.1:{dns}")]);
+        let asked = self.habits.dns.unwrap_or(dns);
+        pebble.arg("-config").arg(&path).args(["-dnsserver", &format!("127.0.0.1:{asked}")]);
         pebble.arg(if self.habits.strict { "-strict=true" } else { "-strict=false" });
-        if !self.habits.strict {
+        if self.habits.strict {
+            pebble.env("PEBBLE_WFE_NONCEREJECT", "20");
+        } else {
             pebble.env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_WFE_NONCEREJECT", "0");
         }
         pebble.env("PEBBLE_AUTHZREUSE", "0");
@@ -134,6 +142,17 @@ impl Pebble {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// Lets the lookups of a name fail by which it wants to validate it, or no longer.
+    pub(crate) async fn lookups_fail(&self, name: &str, fail: bool) {
+        let (path, body) = (if fail { "set-servfail" } else { "clear-servfail" }, json!({ "host": name }).to_string());
+        let request = format!("POST /{path} HTTP/1.0\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let mut stream = TcpStream::connect(("127.0.0.1", self.dns_management)).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains(" 200 "), "{answer}");
     }
 
     /// How many certificates it has issued, ever.

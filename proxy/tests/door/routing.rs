@@ -24,7 +24,7 @@ impl Serve for Behind {
 
     const UPGRADES: bool = true;
 
-    async fn serve(&self, mut request: Request<RequestBody>, _: SocketAddr) -> Response<Self::Body> {
+    async fn serve(self, mut request: Request<RequestBody>, _: SocketAddr) -> Response<Self::Body> {
         if request.uri().path() == "/tunnel" {
             let upgrade = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {

@@ -14,6 +14,7 @@ mod register;
 mod rendezvous;
 mod sessions;
 mod shared_secret;
+mod standing;
 #[cfg(test)]
 mod testing;
 mod tokens;

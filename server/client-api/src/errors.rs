@@ -57,6 +57,9 @@ pub(crate) fn of_rooms(error: myelin_rooms::Error) -> ApiError {
     match error {
         Error::Store(error) => of_store(error),
         Error::Forbidden(reason) => ApiError::forbidden(reason),
+        error @ Error::InviteBlocked => {
+            ApiError::new(StatusCode::FORBIDDEN, ErrorCode::InviteBlocked, error.to_string())
+        }
         Error::GuestsRefused => ApiError::guest_access_forbidden(),
         Error::NotFound(reason) => ApiError::not_found(reason),
         Error::TooLarge => ApiError::too_large("The event is larger than an event may be"),
@@ -66,6 +69,8 @@ pub(crate) fn of_rooms(error: myelin_rooms::Error) -> ApiError {
         Error::AliasTaken => bad_request(ErrorCode::RoomInUse, "The alias points to a room already".to_owned()),
         Error::BadAlias(reason) => bad_request(ErrorCode::BadAlias, reason),
         Error::InvalidRoomState(reason) => bad_request(ErrorCode::InvalidRoomState, reason),
+        error @ Error::DuplicateAnnotation => bad_request(ErrorCode::DuplicateAnnotation, error.to_string()),
+        error @ Error::NoThreadThere => bad_request(ErrorCode::Unknown, error.to_string()),
         Error::IncompatibleRoomVersion(version) => {
             bad_request(ErrorCode::UnsupportedRoomVersion, format!("Room version {version} is not supported"))
         }
@@ -87,6 +92,9 @@ fn of_remote(error: myelin_rooms::remote::RemoteError) -> ApiError {
     use myelin_rooms::remote::RemoteError;
     match error {
         RemoteError::NotAllowed(_) => ApiError::forbidden(error.to_string()),
+        RemoteError::Refused { status: 403, errcode, message, .. } if errcode == "M_INVITE_BLOCKED" => {
+            ApiError::new(StatusCode::FORBIDDEN, ErrorCode::InviteBlocked, message)
+        }
         RemoteError::Refused { status: 403, message, .. } => ApiError::forbidden(message),
         RemoteError::Refused { status: 404, .. } => ApiError::not_found("The other server knows nothing of it"),
         RemoteError::BackingOff { .. }

@@ -42,6 +42,12 @@ pub(crate) trait PathParts: Sized {
     fn parse(path_args: &[&str]) -> Result<Self, DeserializationError>;
 }
 
+impl PathParts for () {
+    fn parse(path_args: &[&str]) -> Result<Self, DeserializationError> {
+        if path_args.is_empty() { Ok(()) } else { Err(other_parts()) }
+    }
+}
+
 impl PathParts for OwnedRoomId {
     fn parse(path_args: &[&str]) -> Result<Self, DeserializationError> {
         match path_args {

@@ -23,6 +23,7 @@ mod messages;
 mod profiles;
 mod public_rooms;
 mod redact;
+mod relations;
 mod resolve_alias;
 mod send;
 mod set_state;
@@ -31,6 +32,7 @@ mod state_event;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod timestamp_to_event;
 mod unban;
 mod upgrade;
@@ -79,6 +81,10 @@ pub(crate) fn routes(router: Router<Services>) -> Router<Services> {
         .endpoint(hierarchy::hierarchy)
         .endpoint_with(lists, summary::summary)
         .endpoint(messages::messages)
+        .endpoint(relations::relations)
+        .endpoint(relations::relations_of_type)
+        .endpoint(relations::relations_of_types)
+        .endpoint_with(lists, threads::threads)
         .endpoint(members::members)
         .endpoint(joined_members::joined_members)
         .endpoint(joined_rooms::joined_rooms)

@@ -6,9 +6,12 @@ use myelin_accounts::{Accounts, SessionError};
 use myelin_encryption::Encryption;
 use myelin_http::{AuthError, Authenticator, Credentials, RateLimiter, Session, Standing};
 use myelin_media::Media;
+use myelin_push::Pushers;
 use myelin_rooms::Rooms;
 use myelin_store::Store;
 use myelin_sync::Sync;
+
+use crate::voip::CallOptions;
 
 /// The state of the router: the capabilities.
 #[derive(Clone)]
@@ -25,10 +28,14 @@ pub struct Services {
     pub encryption: Arc<Encryption>,
     /// Files.
     pub media: Arc<Media>,
+    /// Where devices want to be told of events.
+    pub pushers: Arc<Pushers>,
     /// How often one may ask.
     pub rate_limiter: Arc<RateLimiter>,
     /// Where clients find this server.
     pub client_baseurl: Arc<str>,
+    /// What calls need beside this server.
+    pub calls: Arc<CallOptions>,
 }
 
 impl Authenticator for Services {

@@ -24,7 +24,7 @@ pub(crate) const UPLOAD_BYTES_MAX: usize = 1000;
 pub(crate) struct Server {
     router: Router,
     pub(crate) services: Services,
-    _folder: tempfile::TempDir,
+    folder: Arc<tempfile::TempDir>,
 }
 
 /// An answer, read to its end.
@@ -61,8 +61,24 @@ impl Answer {
 }
 
 impl Server {
+    /// The same server, whose files are kept otherwise.
+    pub(crate) async fn with_media(&self, change: impl FnOnce(&mut MediaOptions)) -> Self {
+        let mut options = MediaOptions::new(owned_server_name!("example.org"), self.folder.path().to_owned());
+        change(&mut options);
+        let media = Media::open(self.services.store.clone(), options).await.unwrap();
+        let services = Services { media, ..self.services.clone() };
+        Self { router: layers(router(services.clone())), services, folder: Arc::clone(&self.folder) }
+    }
+
     pub(crate) fn registration_token(&self) -> &str {
         self.services.accounts.registration_token()
+    }
+
+    /// The same server with something else in it.
+    pub(crate) fn with(&self, change: impl FnOnce(&mut Services)) -> Self {
+        let mut services = self.services.clone();
+        change(&mut services);
+        Self { router: layers(router(services.clone())), services, folder: Arc::clone(&self.folder) }
     }
 
     /// The access token of a new user with [`PASSWORD`].
@@ -124,9 +140,8 @@ pub(crate) async fn on_both(test: impl AsyncFn(&Server)) {
         };
         let folder = tempfile::tempdir().unwrap();
         let media = MediaOptions {
-            server_name: server_name.clone(),
-            folder: folder.path().to_owned(),
             upload_bytes_max: UPLOAD_BYTES_MAX as u64,
+            ..MediaOptions::new(server_name.clone(), folder.path().to_owned())
         };
         let (version, document) = store.signing_key().await.unwrap();
         let key = Ed25519KeyPair::from_der(&document, version).unwrap();
@@ -138,11 +153,13 @@ pub(crate) async fn on_both(test: impl AsyncFn(&Server)) {
             rooms,
             media: Media::open(store.clone(), media).await.unwrap(),
             rate_limiter: Arc::new(RateLimiter::new(&RateLimits::OFF).unwrap()),
+            pushers: Arc::new(myelin_push::Pushers::new(store.clone(), false)),
             client_baseurl: "https://matrix.example.org/".into(),
+            calls: Arc::default(),
             store: store.clone(),
         };
         services.accounts.observe(Arc::new(RoomProfiles::new(services.rooms.clone())));
-        let server = Server { router: layers(router(services.clone())), services, _folder: folder };
+        let server = Server { router: layers(router(services.clone())), services, folder: Arc::new(folder) };
         Box::pin(test(&server)).await;
         store.close().await;
     }

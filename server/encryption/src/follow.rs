@@ -63,7 +63,9 @@ impl Observer for Follower {
                     self.changed.fetch_max(change.pos, Ordering::AcqRel);
                     self.wake.notify_one();
                 }
-                Change::Membership { member, .. } if matches!(member.membership, Membership::Leave | Membership::Ban) => {
+                Change::Membership { member, .. }
+                    if matches!(member.membership, Membership::Leave | Membership::Ban) =>
+                {
                     self.left.store(true, Ordering::Release);
                 }
                 _ => {}

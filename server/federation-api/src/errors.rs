@@ -83,6 +83,9 @@ pub(crate) fn of_rooms(error: myelin_rooms::Error) -> ApiError {
     match error {
         Error::Store(error) => of_store(error),
         Error::Forbidden(reason) => ApiError::forbidden(reason),
+        error @ Error::InviteBlocked => {
+            ApiError::new(StatusCode::FORBIDDEN, ErrorCode::InviteBlocked, error.to_string())
+        }
         error @ Error::GuestsRefused => ApiError::forbidden(error.to_string()),
         Error::NotFound(reason) => ApiError::not_found(reason),
         Error::TooLarge => ApiError::too_large("The event is larger than an event may be"),
@@ -94,6 +97,9 @@ pub(crate) fn of_rooms(error: myelin_rooms::Error) -> ApiError {
         error @ Error::UnableToGrantJoin => bad_request(ErrorCode::UnableToGrantJoin, error.to_string()),
         Error::AliasTaken => bad_request(ErrorCode::RoomInUse, "The alias points to a room already".to_owned()),
         Error::BadAlias(reason) => bad_request(ErrorCode::BadAlias, reason),
+        error @ (Error::DuplicateAnnotation | Error::NoThreadThere) => {
+            bad_request(ErrorCode::InvalidParam, error.to_string())
+        }
         Error::InvalidRoomState(reason) => bad_request(ErrorCode::InvalidRoomState, reason),
         // The events before it are not ours to make up; who sent it has them.
         error @ Error::Gap => bad_request(ErrorCode::InvalidParam, error.to_string()),

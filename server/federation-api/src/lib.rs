@@ -9,6 +9,7 @@ mod errors;
 mod inbound;
 mod json;
 mod keys;
+mod media;
 mod metrics;
 mod openid;
 mod own;
@@ -44,6 +45,7 @@ pub fn router(services: Services) -> Router {
     let modules = [
         devices::routes,
         keys::routes,
+        media::routes,
         openid::routes,
         public_rooms::routes,
         query::routes,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use myelin_accounts::Accounts;
 use myelin_encryption::Encryption;
 use myelin_http::{AuthError, Authenticator, Credentials, RateLimiter, Session};
+use myelin_media::Media;
 use myelin_rooms::Rooms;
 use myelin_store::Store;
 use myelin_sync::Sync;
@@ -24,6 +25,8 @@ pub struct Services {
     pub writes: Arc<dyn RemoteWrites>,
     /// Devices and their keys.
     pub encryption: Arc<Encryption>,
+    /// Files.
+    pub media: Arc<Media>,
     /// Typing, presence, receipts.
     pub sync: Arc<Sync>,
     /// Other servers.

@@ -7,12 +7,13 @@ use std::{
 
 use axum::{Router, body::Body};
 use futures_util::future::BoxFuture;
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use myelin_accounts::{Accounts, AccountsOptions, NewUser, PasswordCost};
 use myelin_encryption::Encryption;
 use myelin_federation::{Client, ClientOptions, KeyQuery};
 use myelin_http::{BoxError, RateLimiter, RateLimits, layers};
+use myelin_media::{Media, MediaOptions};
 use myelin_rooms::{
     CreateRoom, Error, JoinedRoom, MembershipAction, MembershipTemplate, Outcome, Preset, Rooms,
     remote::{RemoteError, RemoteServers, VerifyKey, VerifyKeys, WantedKeys},
@@ -48,11 +49,13 @@ pub(crate) struct Server {
     pub(crate) services: Services,
     pub(crate) world: Arc<World>,
     pub(crate) writes: Arc<Writes>,
+    folder: Arc<tempfile::TempDir>,
 }
 
 /// An answer, read to its end.
 pub(crate) struct Answer {
     status: StatusCode,
+    pub(crate) headers: HeaderMap,
     pub(crate) body: Vec<u8>,
 }
 
@@ -77,13 +80,13 @@ impl Server {
         self.services.rooms.connect(self.world.clone());
         let services = Services { writes: Arc::new(self.services.rooms.clone()), ..self.services.clone() };
         let router = layers(router(services.clone()));
-        Self { router, services, world: self.world.clone(), writes: self.writes.clone() }
+        Self { router, services, world: self.world.clone(), writes: self.writes.clone(), folder: self.folder.clone() }
     }
 
     pub(crate) async fn send(&self, request: Request<Vec<u8>>) -> Answer {
         let response = self.router.clone().oneshot(request.map(Body::from)).await.unwrap();
-        let status = response.status();
-        Answer { status, body: response.into_body().collect().await.unwrap().to_bytes().to_vec() }
+        let (status, headers) = (response.status(), response.headers().clone());
+        Answer { status, headers, body: response.into_body().collect().await.unwrap().to_bytes().to_vec() }
     }
 
     /// Without a signature.
@@ -390,6 +393,8 @@ pub(crate) async fn on_both(test: impl AsyncFn(&Server)) {
             password_cost: PasswordCost { memory_kib: 16, passes: 1 },
             ..AccountsOptions::new(server_name.clone())
         };
+        let folder = tempfile::tempdir().unwrap();
+        let media = MediaOptions::new(server_name.clone(), folder.path().to_owned());
         let (version, document) = store.signing_key().await.unwrap();
         let key = Ed25519KeyPair::from_der(&document, version).unwrap();
         let rooms = Rooms::new(store.clone(), server_name.clone(), key);
@@ -406,6 +411,7 @@ pub(crate) async fn on_both(test: impl AsyncFn(&Server)) {
         let services = Services {
             accounts: Accounts::open(store.clone(), options).await.unwrap(),
             encryption: Encryption::new(store.clone(), rooms.server_name().clone()),
+            media: Media::open(store.clone(), media).await.unwrap(),
             sync: Sync::new(store.clone(), rooms.clone(), SyncOptions::default()),
             rooms,
             writes: writes.clone(),
@@ -415,7 +421,8 @@ pub(crate) async fn on_both(test: impl AsyncFn(&Server)) {
             is_enabled: true,
             store: store.clone(),
         };
-        let server = Server { router: layers(router(services.clone())), services, world, writes };
+        let server =
+            Server { router: layers(router(services.clone())), services, world, writes, folder: Arc::new(folder) };
         Box::pin(test(&server)).await;
         store.close().await;
     }

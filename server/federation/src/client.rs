@@ -24,6 +24,7 @@ use ruma::{
     },
     signatures::Ed25519KeyPair,
 };
+use rustls::ClientConfig;
 use tokio::{
     sync::broadcast,
     time::{self, Instant},
@@ -71,9 +72,12 @@ pub struct Client {
     pub(crate) key: Ed25519KeyPair,
     pub(crate) keys: Keys,
     pub(crate) store: Arc<Store>,
+    /// Connects to where files are, which come over connections of their own.
+    pub(crate) dialer: Arc<Dialer>,
+    pub(crate) files: Arc<ClientConfig>,
+    pub(crate) backoff: Backoff,
     discovery: Discovery,
     pool: Pool,
-    backoff: Backoff,
     heard: broadcast::Sender<OwnedServerName>,
 }
 
@@ -92,8 +96,9 @@ impl Client {
         let dns = options.dns()?;
         let dialer = Arc::new(Dialer::new(Arc::clone(&dns), options.allow_private_addresses, options.connect_timeout));
         let discovery = Discovery::new(dns, Arc::clone(&dialer), Arc::clone(&tls.files), options.ports);
+        let files = Arc::clone(&tls.files);
         let pool = Pool::new(
-            dialer,
+            Arc::clone(&dialer),
             tls.federation,
             options.connections_max,
             options.connections_per_server_max,
@@ -101,7 +106,7 @@ impl Client {
         );
         let (heard, _) = broadcast::channel(HEARD);
         let backoff = Backoff::default();
-        Ok(Arc::new(Self { options, key, keys, store, discovery, pool, backoff, heard }))
+        Ok(Arc::new(Self { options, key, keys, store, dialer, files, backoff, discovery, pool, heard }))
     }
 
     /// Our name.
@@ -208,7 +213,7 @@ impl Client {
     }
 
     /// Where a server is. For the curious: requests find out themselves.
-    async fn route(&self, server: &ServerName) -> Result<Arc<Route>, HttpError> {
+    pub(crate) async fn route(&self, server: &ServerName) -> Result<Arc<Route>, HttpError> {
         let found = self.discovery.find(server).await;
         found.map(Arc::new).map_err(|error| crate::http::DialError::NoAddress(error.to_string()).into())
     }
@@ -264,7 +269,7 @@ impl Client {
     }
 
     /// Signs a request: <https://spec.matrix.org/v1.19/server-server-api/#request-authentication>.
-    fn signed(&self, server: &ServerName, request: Request<Vec<u8>>) -> Result<Request<Bytes>, RemoteError> {
+    pub(crate) fn signed(&self, server: &ServerName, request: Request<Vec<u8>>) -> Result<Request<Bytes>, RemoteError> {
         let input = XMatrixSigningInput::new(self.options.server_name.clone(), server.to_owned(), &self.key);
         let authorization = XMatrix::sign_http_request(&request, input).map_err(|error| our_fault(server, &error))?;
         let mut request = request.map(Bytes::from);
@@ -319,7 +324,7 @@ pub(crate) fn unreachable(server: &ServerName, error: &HttpError) -> RemoteError
 }
 
 /// What a proxy says whose server is down.
-fn is_down(status: ::http::StatusCode) -> bool {
+pub(crate) fn is_down(status: ::http::StatusCode) -> bool {
     matches!(status.as_u16(), 502..=504 | 520..=530)
 }
 

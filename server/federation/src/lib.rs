@@ -1,6 +1,5 @@
 //! What this server calls on other servers: finding them, signed requests, their keys, and the outgoing queues.
 
-mod address;
 mod backoff;
 mod client;
 mod devices;
@@ -9,11 +8,13 @@ pub mod doctor;
 mod http;
 mod keys;
 mod kind;
+mod media;
 mod options;
 pub mod sender;
 #[cfg(test)]
 mod testing;
 mod tls;
+mod web;
 
 pub use self::{
     client::Client,
@@ -22,4 +23,5 @@ pub use self::{
     http::Limits,
     keys::{KeyQuery, OwnKeyError},
     options::{AllowedServers, ClientOptions, Ports, SetupError},
+    web::WebClient,
 };

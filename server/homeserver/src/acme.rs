@@ -4,14 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use myelin_process::{
-    config::{AcmeChallenge, Config},
+    config::{self, AcmeChallenge, Config},
     shutdown::Shutdown,
 };
 use myelin_proxy::{
     Tls,
     acme::{
-        Acme, AcmeSettings, ChallengeKind, Challenges, DnsCommand, ExternalAccount, Issued, Pace, Proof, Record,
-        Storage, StorageError,
+        Acme, AcmeSettings, ChallengeKind, Challenges, Dns, DnsCommand, DnsKey, DnsKeyAlgorithm, DnsUpdate,
+        ExternalAccount, Issued, Pace, Proof, Record, Storage, StorageError,
     },
 };
 use myelin_store::{Candidate, CertificateRecord, IssuedCertificate, Lease, Store};
@@ -33,7 +33,6 @@ pub(crate) fn settings(config: &Config) -> Result<AcmeSettings, Failure> {
         AcmeChallenge::Http01 => ChallengeKind::Http01,
         AcmeChallenge::Dns01 => ChallengeKind::Dns01,
     };
-    let wait = Duration::from_secs(acme.dns_wait_seconds);
     Ok(AcmeSettings {
         directory: acme.directory.to_string(),
         staging: acme.staging_directory.as_ref().map(ToString::to_string),
@@ -44,9 +43,28 @@ pub(crate) fn settings(config: &Config) -> Result<AcmeSettings, Failure> {
             .map(|(key_id, key)| ExternalAccount { key_id, hmac_key: key.expose().to_owned() }),
         trusted: trusted.context("read acme.trusted_ca_file").map_err(refuse)?,
         profile: acme.profile.clone(),
-        dns: acme.dns_command.clone().map(|program| DnsCommand { program, wait }),
+        dns: dns(config).map_err(refuse)?,
         pace: Pace::default(),
     })
+}
+
+/// What makes DNS records.
+fn dns(config: &Config) -> anyhow::Result<Option<Dns>> {
+    let acme = &config.acme;
+    let wait = Duration::from_secs(acme.dns_wait_seconds);
+    let Some(server) = acme.dns_server.clone() else {
+        return Ok(acme.dns_command.clone().map(|program| Dns::Command(DnsCommand { program, wait })));
+    };
+    let name = acme.dns_key_name.as_deref().context("acme.dns_key_name is missing")?;
+    let secret = config.acme_dns_key_secret()?.context("acme.dns_key_secret is missing")?;
+    let algorithm = match acme.dns_key_algorithm {
+        config::DnsKeyAlgorithm::HmacSha256 => DnsKeyAlgorithm::HmacSha256,
+        config::DnsKeyAlgorithm::HmacSha512 => DnsKeyAlgorithm::HmacSha512,
+    };
+    let key = DnsKey::new(name, algorithm, secret.expose()).context("acme.dns_key_name and acme.dns_key_secret")?;
+    let ttl = Duration::from_secs(acme.dns_ttl_seconds.into());
+    let (zone, others) = (acme.dns_zone.clone(), acme.dns_other_servers.clone());
+    Ok(Some(Dns::Update(DnsUpdate { server, zone, key, ttl, others, wait })))
 }
 
 /// Begins to look after the certificate.

@@ -4,6 +4,7 @@ mod cert;
 pub(crate) mod config;
 mod demo;
 mod doctor;
+mod media;
 mod serve;
 mod signing_key;
 mod user;
@@ -44,6 +45,9 @@ enum Command {
     /// Look after the key by which this server signs.
     #[command(subcommand)]
     SigningKey(signing_key::SigningKeyCommand),
+    /// Look after files.
+    #[command(subcommand)]
+    Media(media::MediaCommand),
     /// Look at a server as other servers see it, and say what is wrong.
     Doctor(doctor::Doctor),
     /// Run three homeservers on this machine that share a room, to try federation out.
@@ -93,6 +97,7 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Cert(command)) => command.run(),
         Some(Command::User(command)) => command.run(),
         Some(Command::SigningKey(command)) => command.run(),
+        Some(Command::Media(command)) => command.run(),
         Some(Command::Doctor(doctor)) => doctor.run(),
         Some(Command::Demo(demo)) => demo.run(),
         Some(Command::Version) => print(concat!("myelin ", env!("CARGO_PKG_VERSION"), "\n")),

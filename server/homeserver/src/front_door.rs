@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use axum::{Router, body::Body, extract::ConnectInfo};
+use futures_util::FutureExt as _;
 use http::{HeaderValue, Request, Response, header::STRICT_TRANSPORT_SECURITY};
 use myelin_process::{
     config::{Config, Listener, Network, Problem, Severity, TlsMode},
@@ -36,12 +37,16 @@ pub(crate) struct Routes(pub(crate) Router);
 impl Serve for Routes {
     type Body = Body;
 
-    async fn serve(&self, mut request: Request<RequestBody>, client: SocketAddr) -> Response<Body> {
+    fn serve(
+        mut self,
+        mut request: Request<RequestBody>,
+        client: SocketAddr,
+    ) -> impl Future<Output = Response<Body>> + Send {
         request.extensions_mut().insert(ConnectInfo(client));
-        match self.0.clone().call(request).await {
+        self.0.call(request).map(|answered| match answered {
             Ok(response) => response,
             Err(never) => match never {},
-        }
+        })
     }
 }
 

@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, anyhow};
 use futures_util::FutureExt as _;
 use myelin_accounts::{Accounts, AccountsOptions};
-use myelin_client_api::RoomProfiles;
+use myelin_client_api::{CallOptions, RoomProfiles, TurnOptions};
 use myelin_encryption::Encryption;
 use myelin_federation::{
-    Client, ClientOptions, DeviceEdus,
+    Client, ClientOptions, DeviceEdus, WebClient,
     sender::{Sender, SenderOptions},
 };
 use myelin_federation_api::Inbound;
@@ -18,7 +18,11 @@ use myelin_process::{
     config::{self, Config, Secret, SecretError},
     shutdown::Shutdown,
 };
-use myelin_rooms::Rooms;
+use myelin_push::{Duty, HttpGateways, Pushers};
+use myelin_rooms::{
+    Rooms,
+    search::{Indexer, IndexerOptions},
+};
 use myelin_store::{DatabaseOptions, Error, SoleServer, Store, StoreOptions};
 use myelin_sync::{Sync, SyncOptions};
 use ruma::signatures::Ed25519KeyPair;
@@ -45,7 +49,13 @@ pub(crate) struct Parts {
     /// `None` where federation is off.
     pub(crate) federation: Option<Federation>,
     pub(crate) media: Arc<Media>,
+    pub(crate) pushers: Arc<Pushers>,
+    /// Tells push gateways.
+    push: Arc<Duty>,
     pub(crate) rate_limiter: Arc<RateLimiter>,
+    pub(crate) calls: Arc<CallOptions>,
+    /// Makes what is written findable.
+    indexer: Arc<Indexer>,
     /// Keeps other processes from serving an embedded database.
     _sole_server: Option<SoleServer>,
 }
@@ -129,19 +139,30 @@ impl Parts {
         let accounts = open_accounts(config, Arc::clone(&store)).await?;
         accounts.observe(Arc::new(RoomProfiles::new(Arc::clone(&rooms))));
         let folder = config.data_dir.join("media");
-        let options = MediaOptions {
-            server_name: config.server_name.clone(),
-            folder: folder.clone(),
-            upload_bytes_max: config.media.max_upload_bytes,
-        };
-        let media = Media::open(Arc::clone(&store), options)
+        let media = Media::open(Arc::clone(&store), media_options(config))
             .await
             .with_context(|| format!("open the folder of uploaded files {}", folder.display()))
             .map_err(|error| Failure::new(Exit::CannotCreate, error))?;
         let options = SyncOptions { timeout_max: config.limits.max_sync_timeout(), presence: config.presence.enabled };
         let sync = Sync::new(Arc::clone(&store), Arc::clone(&rooms), options);
+        let gateways = HttpGateways::new(&config.outbound)
+            .context("prepare requests to push gateways")
+            .map_err(|error| Failure::new(Exit::Config, error))?;
+        let push = Duty::new(Arc::clone(&store), Arc::clone(&sync), Arc::new(gateways));
+        let pushers = Arc::new(Pushers::new(Arc::clone(&store), config.outbound.allow_private_addresses));
         let encryption = Encryption::new(Arc::clone(&store), config.server_name.clone());
         let federation = Federation::open(config, &store, &rooms, &encryption).await?;
+        let calls = call_options(config)?;
+        let indexer = Indexer::new(Arc::clone(&rooms), IndexerOptions::default());
+        if let Some(federation) = &federation {
+            media.connect(federation.client.clone());
+        }
+        if config.media.url_previews {
+            let web = WebClient::new(&config.outbound)
+                .context("prepare requests for web pages")
+                .map_err(|error| Failure::new(Exit::Config, error))?;
+            media.connect_web(Arc::new(web), config.media.denied_preview_hosts.clone());
+        }
         Ok(Self {
             store,
             accounts,
@@ -150,7 +171,11 @@ impl Parts {
             encryption,
             federation,
             media,
+            pushers,
+            push,
             rate_limiter: Arc::new(rate_limiter),
+            calls: Arc::new(calls),
+            indexer,
             _sole_server: sole_server,
         })
     }
@@ -175,11 +200,27 @@ impl Parts {
         let limiter = Arc::clone(&self.rate_limiter);
         let stop = shutdown.token();
         shutdown.spawn(async move { stop.run_until_cancelled(limiter.keep_swept()).await });
+        let (media, stop) = (Arc::clone(&self.media), shutdown.token());
+        shutdown.spawn(async move { stop.run_until_cancelled(Box::pin(media.keep_swept())).await });
         let (encryption, stop) = (Arc::clone(&self.encryption), shutdown.token());
         shutdown.spawn(async move { stop.run_until_cancelled(Box::pin(encryption.keep())).await });
+        shutdown.spawn(Arc::clone(&self.push).run(shutdown.token()));
         if let Some(federation) = &self.federation {
             federation.start(&self.rooms, shutdown);
         }
+        let (indexer, stop) = (Arc::clone(&self.indexer), shutdown.token());
+        shutdown.spawn(async move {
+            let (tell, told) = tokio::sync::watch::channel(false);
+            let mut running = Box::pin(indexer.run(told));
+            tokio::select! {
+                () = &mut running => {}
+                () = stop.cancelled() => {
+                    // It lets go of its lease.
+                    tell.send_replace(true);
+                    running.await;
+                }
+            }
+        });
         // Those who wait for news are answered at once when the server stops.
         let (sync, told) = (Arc::clone(&self.sync), shutdown.clone());
         shutdown.spawn(async move {
@@ -193,6 +234,7 @@ impl Parts {
         if let Some(federation) = &self.federation {
             federation.sender.close().await;
         }
+        self.push.close().await;
         self.accounts.close().await;
         self.store.close().await;
     }
@@ -218,6 +260,23 @@ pub(crate) fn rate_limits(config: &Config) -> RateLimits {
         joins: of(limits.joins),
         messages: of(limits.messages),
         other: of(limits.other),
+    }
+}
+
+/// Where files are kept, and within which bounds.
+pub(crate) fn media_options(config: &Config) -> MediaOptions {
+    let media = &config.media;
+    let days = |days: u32| Duration::from_secs(u64::from(days) * 24 * 60 * 60);
+    MediaOptions {
+        upload_bytes_max: media.max_upload_bytes,
+        remote_bytes_max: media.max_remote_bytes,
+        remote_retention: (media.remote_retention_days > 0).then(|| days(media.remote_retention_days)),
+        user_bytes_max: (media.max_user_bytes > 0).then_some(media.max_user_bytes),
+        pending_uploads_max: media.max_pending_uploads,
+        pending_upload_life: Duration::from_secs(u64::from(media.pending_upload_hours) * 60 * 60),
+        thumbnail_pixels_max: media.max_thumbnail_pixels,
+        freeze_unauthenticated: media.freeze_unauthenticated,
+        ..MediaOptions::new(config.server_name.clone(), config.data_dir.join("media"))
     }
 }
 
@@ -250,6 +309,19 @@ pub(crate) async fn open_accounts(config: &Config, store: Arc<Store>) -> Result<
         myelin_accounts::Error::Store(error) => unavailable(config, error),
         error => Failure::new(Exit::Software, error),
     })
+}
+
+/// What calls need beside this server.
+fn call_options(config: &Config) -> Result<CallOptions, Failure> {
+    let secret = config.turn_shared_secret().map_err(secret_failure)?;
+    let turn = secret.filter(|_| !config.turn.uris.is_empty()).map(|secret| TurnOptions {
+        uris: config.turn.uris.clone(),
+        shared_secret: secret.expose().to_owned(),
+        lifetime: Duration::from_secs(config.turn.lifetime_seconds),
+        allow_guests: config.turn.allow_guests,
+    });
+    let livekit_service_url = config.rtc.livekit_service_url.as_ref().map(|url| url.as_str().to_owned());
+    Ok(CallOptions { turn, livekit_service_url })
 }
 
 fn secret_failure(error: SecretError) -> Failure {

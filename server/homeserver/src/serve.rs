@@ -96,6 +96,7 @@ fn resources_router(services: &Services, resources: &[Resource]) -> Router {
         }
         Resource::Admin => router.merge(myelin_admin_api::router(AdminServices {
             accounts: Arc::clone(&services.parts.accounts),
+            store: Arc::clone(&services.parts.store),
             rate_limiter: Arc::clone(&services.parts.rate_limiter),
         })),
         Resource::Federation => match federation_services(&services.parts) {
@@ -114,6 +115,7 @@ fn federation_services(parts: &Parts) -> Option<myelin_federation_api::Services>
         rooms: Arc::clone(&parts.rooms),
         writes: Arc::new(Arc::clone(&parts.rooms)),
         encryption: Arc::clone(&parts.encryption),
+        media: Arc::clone(&parts.media),
         sync: Arc::clone(&parts.sync),
         peers: federation.client.clone(),
         inbound: Arc::clone(&federation.inbound),
@@ -130,8 +132,10 @@ fn client_services(config: &Config, parts: &Parts) -> myelin_client_api::Service
         sync: Arc::clone(&parts.sync),
         encryption: Arc::clone(&parts.encryption),
         media: Arc::clone(&parts.media),
+        pushers: Arc::clone(&parts.pushers),
         rate_limiter: Arc::clone(&parts.rate_limiter),
         client_baseurl: config.client_baseurl().as_str().into(),
+        calls: Arc::clone(&parts.calls),
     }
 }
 

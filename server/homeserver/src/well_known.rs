@@ -3,6 +3,7 @@
 use axum::{Router, body::Body, routing::get};
 use myelin_process::config::Config;
 use myelin_proxy::well_known::{self, Contact, WellKnown};
+use serde_json::json;
 
 /// What the configuration has to tell.
 pub(crate) fn routes(config: &Config) -> Router {
@@ -20,9 +21,16 @@ fn documents(config: &Config) -> WellKnown {
     };
     // TOML's tables are JSON's objects, but for dates, which become texts.
     let more = serde_json::to_value(&settings.client).ok();
+    let mut client_more = more.and_then(|more| more.as_object().cloned()).unwrap_or_default();
+    if let Some(url) = &config.rtc.livekit_service_url {
+        // What the operator wrote there goes before.
+        client_more
+            .entry("org.matrix.msc4143.rtc_foci")
+            .or_insert_with(|| json!([{ "type": "livekit", "livekit_service_url": url }]));
+    }
     WellKnown {
         client: Some(config.client_baseurl().as_str().trim_end_matches('/').to_owned()),
-        client_more: more.and_then(|more| more.as_object().cloned()).unwrap_or_default(),
+        client_more,
         server: settings.server.as_ref().map(ToString::to_string),
         contacts: settings.contacts.iter().map(contact).collect(),
         support_page: settings.support_page.as_ref().map(ToString::to_string),
@@ -35,6 +43,7 @@ mod tests {
     use http::{Request, StatusCode};
     use http_body_util::BodyExt as _;
     use myelin_process::config::{Config, Contact};
+    use serde_json::json;
     use tower::ServiceExt as _;
 
     async fn ask(config: &Config, path: &str) -> Option<String> {
@@ -61,6 +70,7 @@ mod tests {
         assert!(ask(&config, "/.well-known/matrix/support").await.is_none());
         config.well_known.server = Some("matrix.example.org:443".try_into().unwrap());
         config.well_known.client = toml::toml! { "org.example.call" = { url = "https://call.example.org" } };
+        config.rtc.livekit_service_url = Some("https://livekit.example.org/x".parse().unwrap());
         config.well_known.contacts.push(Contact {
             role: "m.role.security".to_owned(),
             matrix_id: None,
@@ -68,6 +78,9 @@ mod tests {
         });
         let client = ask(&config, "/.well-known/matrix/client").await.unwrap();
         assert!(client.contains(r#""org.example.call":{"url":"https://call.example.org"}"#), "{client}");
+        let parsed: serde_json::Value = serde_json::from_str(&client).unwrap();
+        let livekit = json!({ "type": "livekit", "livekit_service_url": "https://livekit.example.org/x" });
+        assert_eq!(parsed["org.matrix.msc4143.rtc_foci"], json!([livekit]));
         let server = ask(&config, "/.well-known/matrix/server").await.unwrap();
         assert_eq!(server, r#"{"m.server":"matrix.example.org:443"}"#);
         let support = ask(&config, "/.well-known/matrix/support").await.unwrap();

@@ -21,6 +21,19 @@ const UNFINISHED: &str = "unfinished";
 /// An upload that is as old as this has been given up.
 const UNFINISHED_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const WRITE_BYTES: usize = 256 * 1024;
+/// A file that was written in this time may have a row that is not committed yet.
+pub(crate) const YOUNG: Duration = Duration::from_secs(60 * 60);
+
+/// What came of removing a content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// It is not there any more.
+    Gone,
+    /// Somebody needs it.
+    Needed,
+    /// It was written just now: ask again later.
+    TooYoung,
+}
 
 /// The folder.
 #[derive(Debug)]
@@ -56,8 +69,7 @@ impl Folder {
     }
 
     pub(crate) async fn create(&self) -> Result<Unfinished<'_>> {
-        let name: String = rand::rng().sample_iter(Alphanumeric).take(24).map(char::from).collect();
-        let path = self.path.join(UNFINISHED).join(name);
+        let path = self.path.join(UNFINISHED).join(random_name());
         let file = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -71,6 +83,32 @@ impl Folder {
             hash: Sha256::new(),
             bytes: 0,
         })
+    }
+
+    /// Removes a content that nobody needs. Whoever keeps the same content meanwhile is not harmed: a file that is younger
+    /// than [`YOUNG`] stays, and once it is out of the way it is asked again whether somebody needs it.
+    pub(crate) async fn remove(
+        &self,
+        sha256: &[u8],
+        is_needed: impl Future<Output = Result<bool>> + Send,
+    ) -> Result<Removal> {
+        let place = self.place(sha256);
+        let modified = match fs::metadata(&place).await.and_then(|metadata| metadata.modified()) {
+            Ok(modified) => modified,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Removal::Gone),
+            Err(error) => return Err(at("look at the file", &place)(error)),
+        };
+        if SystemTime::now().duration_since(modified).is_ok_and(|age| age < YOUNG) {
+            return Ok(Removal::TooYoung);
+        }
+        let aside = self.path.join(UNFINISHED).join(random_name());
+        fs::rename(&place, &aside).await.map_err(at("move aside the file", &place))?;
+        if is_needed.await? {
+            fs::rename(&aside, &place).await.map_err(at("put back the file", &place))?;
+            return Ok(Removal::Needed);
+        }
+        fs::remove_file(&aside).await.map_err(at("remove the file", &aside))?;
+        Ok(Removal::Gone)
     }
 
     /// Opens a file; none if it is not there.
@@ -102,6 +140,11 @@ impl Unfinished<'_> {
         self.file.write_all(piece).await.map_err(at("write to the file", self.path.path()))
     }
 
+    /// The hash of what has come.
+    pub(crate) fn hash_so_far(&self) -> [u8; 32] {
+        self.hash.clone().finalize().into()
+    }
+
     /// Moves the file to its place, durably; answers its hash.
     pub(crate) async fn keep(mut self) -> Result<[u8; 32]> {
         let sha256: [u8; 32] = self.hash.finalize_reset().into();
@@ -122,6 +165,10 @@ impl Unfinished<'_> {
         }
         Ok(sha256)
     }
+}
+
+fn random_name() -> String {
+    rand::rng().sample_iter(Alphanumeric).take(24).map(char::from).collect()
 }
 
 struct RemovedAtEnd(Option<PathBuf>);
@@ -160,7 +207,25 @@ mod tests {
         time::{Duration, SystemTime},
     };
 
-    use super::Folder;
+    use super::{Folder, Removal};
+
+    /// What nobody needs goes; what is needed, or was written just now, stays.
+    #[tokio::test]
+    async fn contents_are_removed_with_care() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = Folder::open(temporary.path()).await.unwrap();
+        let mut file = folder.create().await.unwrap();
+        file.write(b"content").await.unwrap();
+        let sha256 = file.keep().await.unwrap();
+        assert_eq!(folder.remove(&sha256, async { Ok(false) }).await.unwrap(), Removal::TooYoung);
+        let old = SystemTime::now() - Duration::from_secs(2 * 60 * 60);
+        fs::File::open(folder.place(&sha256)).unwrap().set_modified(old).unwrap();
+        assert_eq!(folder.remove(&sha256, async { Ok(true) }).await.unwrap(), Removal::Needed);
+        assert_eq!(fs::read(folder.place(&sha256)).unwrap(), b"content");
+        assert_eq!(folder.remove(&sha256, async { Ok(false) }).await.unwrap(), Removal::Gone);
+        assert!(!folder.place(&sha256).exists());
+        assert_eq!(folder.remove(&sha256, async { Ok(false) }).await.unwrap(), Removal::Gone);
+    }
 
     /// At start, uploads that were given up go, and those that may be under way stay.
     #[tokio::test]

@@ -20,9 +20,11 @@ mod outbound;
 mod presence;
 mod rate_limits;
 mod registration;
+mod rtc;
 mod secret;
 mod section;
 mod tls;
+mod turn;
 mod well_known;
 
 use std::{net::SocketAddr, path::PathBuf};
@@ -33,7 +35,7 @@ use url::Url;
 use section::section;
 
 pub use self::{
-    acme::{Acme, AcmeChallenge},
+    acme::{Acme, AcmeChallenge, DnsKeyAlgorithm},
     appservices::Appservices,
     cache::Cache,
     check::{Problem, Severity},
@@ -49,8 +51,10 @@ pub use self::{
     presence::Presence,
     rate_limits::{RateLimit, RateLimits},
     registration::Registration,
+    rtc::Rtc,
     secret::{Secret, SecretError},
     tls::{Tls, TlsMode},
+    turn::Turn,
     well_known::{Contact, WellKnown},
 };
 
@@ -91,6 +95,10 @@ section! {
         pub log: Log = Log::default(),
         /// Who is online.
         pub presence: Presence = Presence::default(),
+        /// A TURN server for calls.
+        pub turn: Turn = Turn::default(),
+        /// Calls of many people.
+        pub rtc: Rtc = Rtc::default(),
         /// Uploaded files.
         pub media: Media = Media::default(),
         /// Bounds on requests.
@@ -163,6 +171,14 @@ impl Config {
     /// If the file cannot be read or is empty.
     pub fn registration_shared_secret(&self) -> Result<Option<Secret>, SecretError> {
         Secret::resolve(self.registration.shared_secret.as_ref(), self.registration.shared_secret_file.as_deref())
+    }
+
+    /// The secret of the TURN server, if there is one.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is empty.
+    pub fn turn_shared_secret(&self) -> Result<Option<Secret>, SecretError> {
+        Secret::resolve(self.turn.shared_secret.as_ref(), self.turn.shared_secret_file.as_deref())
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`logs`] and [`metrics`] say what happens, [`limits`] makes room, [`shutdown`] ends every task in order and
 //! [`notify`] tells the service manager.
 
+pub mod address;
 pub mod config;
 pub mod limits;
 pub mod logs;

@@ -102,6 +102,7 @@ impl Rooms {
             if invited.server_name() != self.server_name {
                 self.remote()?;
             }
+            self.must_want_invites(invited).await?;
         }
         self.must_not_be_guarded(wanted)?;
         let trusted = wanted.preset == Preset::TrustedPrivateChat;

@@ -12,6 +12,9 @@ pub enum Error {
     /// The rules of the room do not allow it.
     #[error("{0}")]
     Forbidden(String),
+    /// The user wants no invitations.
+    #[error("the user does not take invitations")]
+    InviteBlocked,
     /// The room is not open to guests.
     #[error("guests may not join this room")]
     GuestsRefused,
@@ -48,6 +51,12 @@ pub enum Error {
     /// The room would not be valid with these settings.
     #[error("{0}")]
     InvalidRoomState(String),
+    /// The user has said the same of the same event already.
+    #[error("you have sent this annotation already")]
+    DuplicateAnnotation,
+    /// The event relates to another one itself.
+    #[error("a thread cannot start from an event that relates to another one")]
+    NoThreadThere,
     /// A stored event cannot be read.
     #[error("read a stored event")]
     Corrupt(#[source] serde_json::Error),

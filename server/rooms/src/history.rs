@@ -30,7 +30,7 @@ pub struct Reader<'a> {
 
 impl Reader<'_> {
     /// The last position that can be of interest to the user.
-    fn end(&self) -> i64 {
+    pub(crate) fn end(&self) -> i64 {
         match &self.left {
             Some(left) if !self.is_world_readable => left.pos.unwrap_or(i64::MAX),
             _ => i64::MAX,

@@ -21,11 +21,14 @@ pub mod present;
 mod receive;
 mod recommended;
 mod redact;
+pub mod relations;
 pub mod remote;
 mod resolve;
+pub mod search;
 mod see_through;
 mod send;
 pub mod serve;
+mod unwanted;
 mod upgrade;
 pub mod visibility;
 mod writer;
@@ -55,6 +58,7 @@ pub use self::{
     pdu::Pdu,
     receive::{Outcome, Refusal},
     send::{Transaction, content},
+    unwanted::{INVITE_PERMISSION, blocks_invites},
     writer::{Appended, RoomWriter, Template},
 };
 
@@ -85,6 +89,7 @@ pub struct Rooms {
     /// The rooms of the directory.
     pub(crate) listed: directory::Listed,
     pub(crate) erased: erased::Erased,
+    pub(crate) annotating: relations::Annotating,
     pub(crate) serving: serve::Serving,
     pub(crate) elsewhere: elsewhere::Elsewhere,
     pub(crate) policies: receive::Policies,
@@ -120,6 +125,7 @@ impl Rooms {
             ties: receive::Ties::default(),
             remote: OnceLock::new(),
             own_keys: tokio::sync::Mutex::default(),
+            annotating: relations::Annotating::default(),
             serving: serve::Serving::new(),
             elsewhere: elsewhere::Elsewhere::default(),
             policies: receive::Policies::default(),

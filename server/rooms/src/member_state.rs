@@ -75,7 +75,11 @@ impl Rooms {
         if membership == Membership::Invite && current == Some(Membership::Join) {
             return Err(Error::forbidden("the user is in the room already"));
         }
-        writer.append(template).await
+        let appended = writer.append(template).await?;
+        if membership == Membership::Invite {
+            self.must_want_invites(target).await?;
+        }
+        Ok(appended)
     }
 
     /// Tells the rooms that a user is in what the user's profile says now.

@@ -162,6 +162,9 @@ impl Rooms {
             self.keep_profile(writer, target, &mut template.content).await?;
         }
         writer.append(template).await?;
+        if action == MembershipAction::Invite {
+            self.must_want_invites(target).await?;
+        }
         Ok(())
     }
 

@@ -8,7 +8,10 @@ use myelin_store::{Event, Store};
 use ruma::RoomId;
 use serde_json::value::RawValue;
 
-use crate::{Result, now_ms};
+use crate::{
+    Result, now_ms,
+    relations::{Bundle, Bundles},
+};
 
 /// For whom, and in which form.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,6 +24,16 @@ pub struct Form<'a> {
 
 /// Writes events for a client, in the same order, with their `unsigned` part.
 pub async fn present(store: &Store, events: &[Arc<Event>], form: Form<'_>) -> Result<Vec<Box<RawValue>>> {
+    present_bundled(store, events, form, &Bundles::default()).await
+}
+
+/// [`present`] with what is told together with some of the events.
+pub async fn present_bundled(
+    store: &Store,
+    events: &[Arc<Event>],
+    form: Form<'_>,
+    bundles: &Bundles,
+) -> Result<Vec<Box<RawValue>>> {
     let related: Vec<i64> =
         events.iter().flat_map(|event| event.replaces.into_iter().chain(event.redacted_by)).collect();
     let related: HashMap<i64, Arc<Event>> = if related.is_empty() {
@@ -29,7 +42,13 @@ pub async fn present(store: &Store, events: &[Arc<Event>], form: Form<'_>) -> Re
         store.events(&related).await?.into_iter().map(|event| (event.nid, event)).collect()
     };
     let now = now_ms();
-    events.iter().map(|event| write(event, &related, form, now)).collect()
+    let page = Page { related: &related, form, now, bundles };
+    let write = |event: &Arc<Event>| {
+        let mut out = String::with_capacity(event.content().len() + 384);
+        page.write(&mut out, event, true);
+        RawValue::from_string(out).map_err(crate::Error::Corrupt)
+    };
+    events.iter().map(write).collect()
 }
 
 /// Writes one event.
@@ -52,27 +71,76 @@ pub fn present_stripped(event: &Event) -> Result<Box<RawValue>> {
     RawValue::from_string(out).map_err(crate::Error::Corrupt)
 }
 
-fn write(event: &Event, related: &HashMap<i64, Arc<Event>>, form: Form<'_>, now: u64) -> Result<Box<RawValue>> {
-    let mut out = String::with_capacity(event.content().len() + 384);
-    base(&mut out, event, form.room_id);
-    out.push_str(",\"unsigned\":{");
-    field(&mut out, "age", &now.saturating_sub(event.origin_server_ts()).to_string());
-    if let Some(transaction_id) = event.transaction_id(form.device_nid) {
-        text(&mut out, "transaction_id", transaction_id);
+/// What the events of one answer are written with.
+struct Page<'a> {
+    /// What they refer to, by number.
+    related: &'a HashMap<i64, Arc<Event>>,
+    form: Form<'a>,
+    now: u64,
+    bundles: &'a Bundles,
+}
+
+impl Page<'_> {
+    fn write(&self, out: &mut String, event: &Event, with_thread: bool) {
+        let Self { related, form, .. } = self;
+        base(out, event, form.room_id);
+        out.push_str(",\"unsigned\":{");
+        field(out, "age", &self.now.saturating_sub(event.origin_server_ts()).to_string());
+        if let Some(transaction_id) = event.transaction_id(form.device_nid) {
+            text(out, "transaction_id", transaction_id);
+        }
+        if let Some(before) = event.replaces.and_then(|nid| related.get(&nid)) {
+            field(out, "prev_content", before.content());
+            text(out, "prev_sender", before.sender().as_str());
+            text(out, "replaces_state", before.event_id.as_str());
+        }
+        if let Some(redaction) = event.redacted_by.and_then(|nid| related.get(&nid)) {
+            text(out, "redacted_by", redaction.event_id.as_str());
+            out.push_str(",\"redacted_because\":");
+            base(out, redaction, form.room_id);
+            out.push('}');
+        }
+        if let Some(bundle) = self.bundles.of(event) {
+            self.write_bundle(out, bundle, with_thread);
+        }
+        out.push_str("}}");
     }
-    if let Some(before) = event.replaces.and_then(|nid| related.get(&nid)) {
-        field(&mut out, "prev_content", before.content());
-        text(&mut out, "prev_sender", before.sender().as_str());
-        text(&mut out, "replaces_state", before.event_id.as_str());
-    }
-    if let Some(redaction) = event.redacted_by.and_then(|nid| related.get(&nid)) {
-        text(&mut out, "redacted_by", redaction.event_id.as_str());
-        out.push_str(",\"redacted_because\":");
-        base(&mut out, redaction, form.room_id);
+
+    /// What relates to the event. A thread has no threads within.
+    fn write_bundle(&self, out: &mut String, bundle: &Bundle, with_thread: bool) {
+        let thread = bundle.thread.as_ref().filter(|_| with_thread);
+        if bundle.edit.is_none() && bundle.references.is_empty() && thread.is_none() {
+            return;
+        }
+        out.push_str(",\"m.relations\":{");
+        if !bundle.references.is_empty() {
+            out.push_str("\"m.reference\":{\"chunk\":[");
+            for (place, event_id) in bundle.references.iter().enumerate() {
+                out.push_str(if place > 0 { ",{" } else { "{" });
+                text(out, "event_id", event_id.as_str());
+                out.push('}');
+            }
+            out.push_str("]}");
+        }
+        if let Some(edit) = &bundle.edit {
+            out.push_str(if out.ends_with('{') { "\"m.replace\":" } else { ",\"m.replace\":" });
+            // What relates to an edit is not told with what it edits.
+            let alone = Page { bundles: &Bundles::default(), ..*self };
+            alone.write(out, edit, false);
+        }
+        if let Some(thread) = thread {
+            out.push_str(if out.ends_with('{') {
+                "\"m.thread\":{\"latest_event\":"
+            } else {
+                ",\"m.thread\":{\"latest_event\":"
+            });
+            self.write(out, &thread.latest, false);
+            field(out, "count", &thread.count.to_string());
+            field(out, "current_user_participated", if thread.participated { "true" } else { "false" });
+            out.push('}');
+        }
         out.push('}');
     }
-    out.push_str("}}");
-    RawValue::from_string(out).map_err(crate::Error::Corrupt)
 }
 
 /// Everything but `unsigned` and the closing brace.

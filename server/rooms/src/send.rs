@@ -53,7 +53,10 @@ impl Rooms {
             }
             template.transaction = Some((transaction.device_nid, transaction.key()));
         }
-        let sent = self.append(room, template).await;
+        let sent = match self.check_relation(room, &template).await {
+            Ok(_held) => self.append(room, template).await,
+            Err(error) => Err(error),
+        };
         match (sent, transaction) {
             (Ok(appended), Some(transaction)) => {
                 self.recent_transactions.insert(transaction.clone(), appended.event_id.clone());

@@ -22,6 +22,7 @@ use crate::{
     AccountData, Error, Event, Member, Receipt, Result, Store, ToDevice, ToDeviceArrival,
     database::{Engine, Transaction},
     encryption::to_device,
+    relations,
     sql::{Sql, execute, row},
     state_tree::Node,
     stream::{Batch, Change},
@@ -79,6 +80,7 @@ pub(crate) fn show_metrics() {
     LazyLock::force(&COMMIT_CONFLICTS);
     LazyLock::force(&QUEUED);
     to_device::show_metrics();
+    relations::show_metrics();
 }
 
 /// Where a room stands once a write is through.
@@ -435,6 +437,7 @@ async fn write(store: &Arc<Store>, mut operations: Vec<Operation>) -> Result<Vec
                 for event in others {
                     written += 1;
                     store.remember_event(&event);
+                    store.childless.note(&event);
                 }
                 EVENTS_WRITTEN.inc_by(written);
                 for (event_nid, auth) in append.auth_edges {
@@ -558,6 +561,7 @@ async fn write_transaction(store: &Store, operations: &mut [Operation]) -> Resul
     insert_nodes(&mut transaction, &appends).await?;
     insert_events(&mut transaction, &appends).await?;
     graph::write(&mut transaction, &appends).await?;
+    relations::insert(&mut transaction, &appends).await?;
     let places = upsert_memberships(&mut transaction, &appends).await?;
     redact(&mut transaction, &appends).await?;
     upsert_receipts(&mut transaction, operations).await?;
@@ -909,6 +913,7 @@ async fn redact(transaction: &mut Transaction, appends: &[&Append]) -> Result<()
         if hit != 1 {
             return Err(Error::Missing { what: "event to redact" });
         }
+        relations::forget(transaction, redaction.target.nid).await?;
     }
     Ok(())
 }

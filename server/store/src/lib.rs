@@ -25,10 +25,15 @@ mod leases;
 mod media;
 mod names;
 mod openid_tokens;
+mod peeking;
 mod profiles;
+mod pushers;
 mod receipts;
+mod relations;
 mod rendezvous;
+mod reports;
 mod rooms;
+mod search;
 mod served;
 mod server_keys;
 mod signing_keys;
@@ -42,6 +47,7 @@ pub mod testing;
 mod tokens;
 mod uia;
 mod unread;
+mod user_directory;
 
 use std::{sync::Arc, time::Duration};
 
@@ -74,12 +80,18 @@ pub use self::{
     events::{Direction, redacted_event_id},
     graph::InboundEvent,
     leases::{Candidate, Lease},
-    media::MediaFile,
+    media::{MediaFile, MediaReservation, MediaThumbnail, MediaTotal, RemoteMediaFile},
     names::{RoomName, StateKey},
     openid_tokens::OPENID_TOKENS_MAX,
+    pushers::{NewPusher, PUSHERS, PUSHERS_MAX, PushMember, Pusher, PusherSet, PusherSettings, PusherStanding},
     receipts::Receipt,
+    relations::{
+        BundledChild, ListedThread, Parent, RELATION_DEPTH_MAX, RelatedQuery, Relation, ThreadQuery, ThreadView,
+    },
     rendezvous::{RENDEZVOUS_MAX, Rendezvous, RendezvousWrite},
+    reports::{REPORTS_MAX, Report, Reported},
     rooms::{Member, PublicRoom},
+    search::{IndexStep, SEARCH_HISTORY, SEARCH_INDEX, SearchOrder, SearchText, TextField, TextMatch, TextSearch},
     server_keys::{KeyDocument, ServerKey},
     signing_keys::SigningKey,
     sliding::{NewSlidingConnection, SlidingConnection, SlidingPoint, SlidingRoom, SlidingStep},
@@ -88,11 +100,13 @@ pub use self::{
     stream::{Batch, Change, Ephemeral, Observer},
     tokens::{LogIn, Refresh, RefreshOutcome, StoredSession},
     unread::UnreadCheckpoint,
+    user_directory::{DirectoryPlace, DirectoryProfile, DirectorySearch, DirectoryUser},
 };
 use self::{
     committer::Queue,
     events::Pending,
     names::{ByWeight, Names, Numbers},
+    relations::Childless,
     state_tree::Node,
     stream::{Recent, Tail},
 };
@@ -121,6 +135,7 @@ pub struct Store {
     auth_edges: Cache<i64, Arc<[i64]>, ByWeight>,
     pending: Pending,
     recent: Recent,
+    childless: Childless,
     queue: Queue,
     tail: Mutex<Tail>,
     position: watch::Sender<i64>,
@@ -166,6 +181,7 @@ impl Store {
             auth_edges: Cache::with_weighter((edges_share / 128) as usize, edges_share, ByWeight),
             pending: Pending::default(),
             recent: Recent::new(pos, bytes / 10 * 2),
+            childless: Childless::new(),
             queue,
             tail: Mutex::new(Tail { pos }),
             position: watch::channel(pos).0,

@@ -305,6 +305,7 @@ impl Store {
             if let Change::Event(event) = change {
                 self.remember_event(event);
                 self.recent.push(event);
+                self.childless.note(event);
                 if event.event_type() == "m.room.redaction" {
                     self.refresh_redacted(event).await;
                 }

@@ -4,6 +4,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use myelin_rooms::{INVITE_PERMISSION, blocks_invites};
 use myelin_store::{AccountData, Operation, RoomName};
 use ruma::{
     EventId, UserId,
@@ -135,8 +136,12 @@ impl Sync {
         let mut ignored: HashSet<_> = list.map_or_else(HashSet::new, |list| list.ignored_users.into_keys().collect());
         // Nobody can ignore themselves.
         ignored.remove(user_id);
-        let settings =
-            Arc::new(Settings { ignored, rules: rules_of(rules.as_ref().map(|data| &*data.content), user_id) });
+        let permission = self.store.account_data(user_nid, GLOBAL, INVITE_PERMISSION).await?;
+        let settings = Arc::new(Settings {
+            ignored,
+            blocks_invites: permission.is_some_and(|data| blocks_invites(&data.content)),
+            rules: rules_of(rules.as_ref().map(|data| &*data.content), user_id),
+        });
         self.index.set_settings(user_nid, data_pos, settings.clone());
         Ok(settings)
     }

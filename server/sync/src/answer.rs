@@ -7,7 +7,8 @@ use std::{
 };
 
 use myelin_rooms::{
-    present::{Form, present, present_stripped},
+    present::{Form, present_bundled, present_stripped},
+    relations::Bundles,
     visibility::{Viewer, membership_in},
 };
 use myelin_store::{AccountData, Event, Member, Membership, Receipt, RoomName, StateKey, state_tree};
@@ -27,7 +28,7 @@ use crate::{
     },
     state::{Extent, Recipient, Room, states},
     summary::{Asked, Summary},
-    timeline::{Audience, Filled, Wanted, fill},
+    timeline::{self, Audience, Filled, Wanted, fill},
     to_device::MESSAGES_MAX,
     token::Token,
     unread::{MAIN, ReadRoom, Reader, ThreadCounts},
@@ -57,6 +58,12 @@ struct Draft {
     is_new: bool,
     extent: Extent,
     filled: Filled,
+}
+
+impl Draft {
+    fn told(&self) -> timeline::Told<'_> {
+        timeline::Told { wanted: &self.wanted, filled: &self.filled, is_joined: self.is_joined }
+    }
 }
 
 /// All that goes into an answer besides timelines and state.
@@ -265,8 +272,7 @@ impl Sync {
                 }
                 Membership::Invite if is_moved || is_whole(request, since_pos) => {
                     let invite = self.store.event(place.event_nid).await?;
-                    // "Servers must not send room invites from ignored users to clients."
-                    if !settings.ignored.contains(invite.sender()) {
+                    if settings.wants_invite_of(invite.sender()) {
                         sorted.invited.push((name, place));
                     }
                 }
@@ -571,7 +577,8 @@ impl Sync {
             all.extend_from_slice(&draft.filled.events);
             all.extend_from_slice(state);
         }
-        let mut written = self.present(request, &all).await?.into_iter();
+        let bundles = self.bundles_of(request, settings, &drafts).await?;
+        let mut written = self.present(request, &all, &bundles).await?.into_iter();
         let mut unread = self.unread_of(request, settings, &drafts, &summaries, to).await?;
 
         for ((draft, state), heroes) in drafts.into_iter().zip(told).zip(heroes) {
@@ -713,13 +720,21 @@ impl Sync {
         states(&self.store, &recipient, &rooms).await
     }
 
-    async fn present(&self, request: &Request, events: &[Arc<Event>]) -> Result<Vec<Box<RawValue>>> {
+    /// What relates to the events, "when the relevant section has a limited value of true": otherwise the client has
+    /// all that there is, or is told of it with the next answers.
+    async fn bundles_of(&self, request: &Request, settings: &Settings, drafts: &[Draft]) -> Result<Bundles> {
+        let is_limited = |draft: &&Draft| draft.filled.limited && !request.filter.is_federation_format();
+        let told: Vec<timeline::Told<'_>> = drafts.iter().filter(is_limited).map(Draft::told).collect();
+        timeline::bundles(&self.rooms, &request.user_id, request.user_nid, &settings.ignored, &told).await
+    }
+
+    async fn present(&self, request: &Request, events: &[Arc<Event>], bundles: &Bundles) -> Result<Vec<Box<RawValue>>> {
         if request.filter.is_federation_format() {
             let raw = |event: &Arc<Event>| RawValue::from_string(event.json().to_owned()).map_err(Error::Write);
             return events.iter().map(raw).collect();
         }
         let form = Form { device_nid: request.device_nid, room_id: None };
-        let written = present(&self.store, events, form).await?;
+        let written = present_bundled(&self.store, events, form, bundles).await?;
         written.into_iter().map(|event| request.filter.prune(event)).collect()
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use myelin_store::{Batch, Change, DeviceListChange, Event, Member, Membership, Receipt};
 use parking_lot::Mutex;
-use ruma::{OwnedUserId, push::Ruleset};
+use ruma::{OwnedUserId, UserId, push::Ruleset};
 use tokio::sync::Notify;
 
 use crate::metrics::{RECEIPT_READS, USERS, WAITERS};
@@ -49,7 +49,16 @@ impl From<&Member> for Place {
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) ignored: HashSet<OwnedUserId>,
+    /// Whether the user wants no invitations.
+    pub(crate) blocks_invites: bool,
     pub(crate) rules: Ruleset,
+}
+
+impl Settings {
+    /// "Servers must not send room invites from ignored users to clients", nor any to those who want none.
+    pub(crate) fn wants_invite_of(&self, sender: &UserId) -> bool {
+        !self.blocks_invites && !self.ignored.contains(sender)
+    }
 }
 
 /// A room that may have news for a user.

@@ -15,7 +15,7 @@ use crate::{Result, Sync, metrics::KEYS_LEFT_READS, response::KeysLeft};
 /// Devices whose counts are kept.
 const DEVICES: usize = 50_000;
 /// How long counts are believed. Every replica is told of changes; this is for one that could not be.
-const FRESH: Duration = Duration::from_secs(60);
+const FRESH: Duration = Duration::from_secs(15 * 60);
 /// The algorithm that clients ask for; they are told of it also where there is no key.
 const ALGORITHM: &str = "signed_curve25519";
 

@@ -14,6 +14,7 @@ mod keys_left;
 mod lazy;
 mod live;
 mod metrics;
+mod notify;
 mod push_rules;
 mod receipts;
 mod response;
@@ -48,6 +49,7 @@ pub use self::{
     error::{Error, Result},
     filter::Filter,
     live::Presence,
+    notify::{Listener, Notification, NotificationPage, NotificationQuery, Notified, Only},
     push_rules::{PUSH_RULES_BYTES_MAX, PushRuleChange},
     receipts::ReceiptType,
     sliding::{SlidingCaller, SlidingForm, SlidingQuery, SlidingRequest},
@@ -453,7 +455,8 @@ impl Observer for Follower {
                     }
                 }
                 Change::Receipt(receipt) => sync.unread.received(receipt),
-                Change::AccountData(_) | Change::Membership { .. } | Change::ToDevice(_) | Change::DeviceList(_) => {}
+                Change::AccountData(data) => sync.unread.pushed().changed(data),
+                Change::Membership { .. } | Change::ToDevice(_) | Change::DeviceList(_) => {}
             }
         }
         let roused = if active.is_empty() { Vec::new() } else { sync.live.note_activity(active, now_ms()) };

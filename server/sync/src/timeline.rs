@@ -2,7 +2,11 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use myelin_rooms::{Rooms, visibility::Viewer};
+use myelin_rooms::{
+    Rooms,
+    relations::{self, Bundles, Sight},
+    visibility::Viewer,
+};
 use myelin_store::{Direction, Event, Member, RoomName};
 use ruma::{OwnedUserId, UserId};
 
@@ -69,6 +73,36 @@ impl Audience<'_> {
         let ignored = !self.ignored.is_empty() && event.key_nid.is_none() && self.ignored.contains(event.sender());
         !ignored && self.filter.timeline().wants(event)
     }
+}
+
+/// A timeline that is told of together with what relates to its events.
+pub(crate) struct Told<'a> {
+    pub(crate) wanted: &'a Wanted,
+    pub(crate) filled: &'a Filled,
+    /// Whether the user is in the room, so that all that happens now is for them.
+    pub(crate) is_joined: bool,
+}
+
+/// What is told together with the events of some timelines, of all at once.
+pub(crate) async fn bundles(
+    rooms: &Rooms,
+    user_id: &UserId,
+    user_nid: i64,
+    ignored: &HashSet<OwnedUserId>,
+    told: &[Told<'_>],
+) -> Result<Bundles> {
+    let events: Vec<Arc<Event>> = told.iter().flat_map(|told| &told.filled.events).cloned().collect();
+    if events.is_empty() {
+        return Ok(Bundles::default());
+    }
+    let sight = |Told { wanted, is_joined, .. }: &Told<'_>| Sight {
+        room: wanted.room.clone(),
+        viewer: wanted.viewed_by.map(|member| Viewer { user_id, user_nid, member: Some(member) }),
+        end: if *is_joined { i64::MAX } else { wanted.to },
+    };
+    let sights: Vec<Sight<'_>> = told.iter().map(sight).collect();
+    let audience = relations::Audience { user_id, user_nid, ignored: Some(ignored) };
+    Ok(rooms.bundles(&audience, &sights, &events).await?)
 }
 
 /// Fills timelines, in the order given: one read for all, and more only for those that a filter has emptied.

@@ -20,7 +20,7 @@ use ruma::{
         create::RoomCreateEventContent,
         power_levels::{RoomPowerLevels, RoomPowerLevelsEventContent, RoomPowerLevelsSource},
     },
-    push::{FlattenedJson, PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset},
+    push::{Action, FlattenedJson, PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset},
     serde::Raw,
 };
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,7 @@ use crate::{
     Result,
     index::Settings,
     metrics::{UNREAD_EVENTS, UNREAD_SCANS},
+    notify::Pushed,
 };
 
 /// Users' counts of rooms in memory.
@@ -126,6 +127,7 @@ pub(crate) struct UnreadCounts {
     rooms: Cache<(i64, i64), Arc<Mutex<Unread>>>,
     flattened: Cache<i64, Arc<FlattenedJson>>,
     levels: Cache<i64, Levels>,
+    pushed: Pushed,
 }
 
 /// Whose counts, with what they depend on.
@@ -146,7 +148,34 @@ pub(crate) struct ReadRoom {
 
 impl UnreadCounts {
     pub(crate) fn new() -> Self {
-        Self { rooms: Cache::new(COUNTS), flattened: Cache::new(FLATTENED), levels: Cache::new(LEVELS) }
+        Self {
+            rooms: Cache::new(COUNTS),
+            flattened: Cache::new(FLATTENED),
+            levels: Cache::new(LEVELS),
+            pushed: Pushed::new(),
+        }
+    }
+
+    /// What is remembered of those who are pushed to.
+    pub(crate) fn pushed(&self) -> &Pushed {
+        &self.pushed
+    }
+
+    /// How far a user has read a thread, or under the empty name the whole room, as far as that is in memory.
+    pub(crate) fn floor(&self, user_nid: i64, room_nid: i64, thread: &str) -> i64 {
+        self.rooms.get(&(user_nid, room_nid)).map_or(0, |unread| unread.lock().floor(thread))
+    }
+
+    /// Up to where a user's unread events in some rooms were counted; 0 where they have to be counted anew.
+    pub(crate) async fn counted(&self, store: &Store, reader: &Reader<'_>, rooms: &[ReadRoom]) -> Result<Vec<i64>> {
+        let places: Vec<Arc<Mutex<Unread>>> =
+            rooms.iter().map(|room| self.place(reader.user_nid, room.name.nid)).collect();
+        self.load(store, reader, rooms, &places).await?;
+        let counted = |place: &Arc<Mutex<Unread>>| {
+            let unread = place.lock();
+            if unread.stale { 0 } else { unread.counted }
+        };
+        Ok(places.iter().map(counted).collect())
     }
 
     /// Takes note of a receipt, which only matters for counts in memory.
@@ -305,7 +334,7 @@ impl UnreadCounts {
         Ok(())
     }
 
-    fn flatten(&self, event: &Event) -> Arc<FlattenedJson> {
+    pub(crate) fn flatten(&self, event: &Event) -> Arc<FlattenedJson> {
         if let Some(flat) = self.flattened.get(&event.nid) {
             return flat;
         }
@@ -316,7 +345,7 @@ impl UnreadCounts {
         flat
     }
 
-    async fn context(
+    pub(crate) async fn context(
         &self,
         store: &Store,
         reader: &Reader<'_>,
@@ -368,13 +397,20 @@ fn checkpoint(user_nid: i64, room_nid: i64, state: &Unread) -> UnreadCheckpoint 
 
 /// Whether a rule notifies of an event, and whether it is a highlight.
 async fn notifies(rules: &Ruleset, flat: &FlattenedJson, context: &PushConditionRoomCtx) -> Option<bool> {
+    let actions = matching(rules, flat, context).await?;
+    Some(actions.iter().any(|action| action.is_highlight()))
+}
+
+/// What the rule says that notifies of an event, if the first one that applies does.
+pub(crate) async fn matching<'r>(
+    rules: &'r Ruleset,
+    flat: &FlattenedJson,
+    context: &PushConditionRoomCtx,
+) -> Option<&'r [Action]> {
     for rule in rules.iter() {
         if rule.applies(flat, context).await {
             let actions = rule.actions();
-            return actions
-                .iter()
-                .any(|action| action.should_notify())
-                .then(|| actions.iter().any(|action| action.is_highlight()));
+            return actions.iter().any(|action| action.should_notify()).then_some(actions);
         }
     }
     None
@@ -414,7 +450,7 @@ async fn read_levels(store: &Store, room: &RoomName, root: i64) -> Result<Option
 }
 
 /// Since when a user is in a room without a break.
-async fn joined_pos(store: &Store, member_nid: i64) -> Result<i64> {
+pub(crate) async fn joined_pos(store: &Store, member_nid: i64) -> Result<i64> {
     let mut event = store.event(member_nid).await?;
     for _ in 0..STEPS_BACK {
         let Some(before) = event.replaces else { break };

@@ -228,9 +228,17 @@ impl Homeserver {
         self.signal("-HUP");
     }
 
+    /// The number of its process.
+    ///
+    /// # Panics
+    ///
+    /// When it is not running.
+    pub fn process(&self) -> u32 {
+        self.child.as_ref().expect("the homeserver is running").id()
+    }
+
     fn signal(&self, signal: &str) {
-        let child = self.child.as_ref().expect("the homeserver is running");
-        let status = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("run kill");
+        let status = Command::new("kill").args([signal, &self.process().to_string()]).status().expect("run kill");
         assert!(status.success(), "kill: {status}");
     }
 

@@ -5,6 +5,7 @@
 
 mod accounts;
 mod client;
+mod edge;
 mod follow;
 mod measure;
 mod options;
@@ -39,6 +40,16 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
         Command::Authority { folder } => {
             peers::authority::make(&folder)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Edge(options) => {
+            raise_file_limit();
+            print!("{}", edge::run(&options).await?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::EdgeUpstream { address } => {
+            raise_file_limit();
+            edge::serve_upstream(address).await?;
             return Ok(ExitCode::SUCCESS);
         }
         Command::Federation => Scenario::FEDERATION.to_vec(),

@@ -1,10 +1,10 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::processes::NamedPid;
+use crate::{edge::EdgeOptions, processes::NamedPid};
 
 /// Loads a Matrix homeserver through the client-server API, and measures it.
 #[derive(Debug, Parser)]
@@ -37,6 +37,13 @@ pub(crate) enum Command {
     Authority {
         /// Where to.
         folder: PathBuf,
+    },
+    /// Measure front doors, all with the same server behind them: TLS, and handing requests on. Writes a Markdown table.
+    Edge(EdgeOptions),
+    /// The server behind the front doors.
+    EdgeUpstream {
+        /// Where it listens.
+        address: SocketAddr,
     },
     /// Write the JSON files of several runs as one Markdown table, with ratios to the first.
     Table {

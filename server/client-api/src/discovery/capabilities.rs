@@ -18,12 +18,16 @@ const ROOM_VERSION_DEFAULT: u32 = 12;
 const ROOM_VERSION_MAX: u32 = 12;
 
 /// Written out in full: ruma leaves away what is as good as its default, and not all clients know the defaults.
-static CAPABILITIES: LazyLock<Bytes> = LazyLock::new(|| {
+static CAPABILITIES: LazyLock<Bytes> = LazyLock::new(|| capabilities(false));
+/// What administrators can do besides.
+static OF_ADMINISTRATORS: LazyLock<Bytes> = LazyLock::new(|| capabilities(true));
+
+fn capabilities(is_admin: bool) -> Bytes {
     let versions: Map<String, Value> =
         (1..=ROOM_VERSION_MAX).map(|version| (version.to_string(), "stable".into())).collect();
     let on = json!({ "enabled": true });
     let off = json!({ "enabled": false });
-    let capabilities = json!({
+    let mut capabilities = json!({
         "m.change_password": on,
         "m.room_versions": { "default": ROOM_VERSION_DEFAULT.to_string(), "available": versions },
         "m.set_displayname": on,
@@ -33,9 +37,14 @@ static CAPABILITIES: LazyLock<Bytes> = LazyLock::new(|| {
         "m.profile_fields": on,
         "m.forget_forced_upon_leave": off,
     });
+    // "This property should be omitted altogether if suspend and lock would be false."
+    if is_admin {
+        capabilities["m.account_moderation"] = json!({ "suspend": true, "lock": true });
+    }
     json!({ "capabilities": capabilities }).to_string().into()
-});
+}
 
-pub(crate) async fn list(_: State<Services>, _: Matrix<Request>) -> Result<RawJson> {
-    Ok(RawJson(CAPABILITIES.clone()))
+pub(crate) async fn list(_: State<Services>, request: Matrix<Request>) -> Result<RawJson> {
+    let capabilities = if request.session().is_admin { &*OF_ADMINISTRATORS } else { &*CAPABILITIES };
+    Ok(RawJson(capabilities.clone()))
 }

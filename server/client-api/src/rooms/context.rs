@@ -25,7 +25,7 @@ pub(super) async fn context(State(services): State<Services>, request: Matrix<Re
     // One call for all, so that what they refer to is read at once.
     let parts = [&context.before, &context.after, &context.state];
     let all: Vec<_> = parts.iter().flat_map(|part| part.iter()).chain([&context.event]).cloned().collect();
-    let written = json::events(rooms, session, room_id, &all).await?;
+    let written = json::related_events(rooms, session, &reader, &all).await?;
     let (before, rest) = written.split_at(context.before.len());
     let (after, rest) = rest.split_at(context.after.len());
     let (state, event) = rest.split_at(context.state.len());

@@ -4,12 +4,10 @@
 
 use axum::extract::State;
 use myelin_http::{Matrix, RawJson};
-use myelin_rooms::{
-    Error,
-    present::{Form, present_one},
-};
+use myelin_rooms::Error;
 use ruma::api::client::room::get_room_event::v3::Request;
 
+use super::json;
 use crate::{Services, errors::Result};
 
 pub(super) async fn event(State(services): State<Services>, request: Matrix<Request>) -> Result<RawJson> {
@@ -22,7 +20,7 @@ pub(super) async fn event(State(services): State<Services>, request: Matrix<Requ
         other => other,
     })?;
     let event = rooms.readable_event(&reader, event_id).await?;
-    let form = Form { device_nid: session.device_nid, room_id: Some(room_id) };
-    let event = present_one(rooms.store(), &event, form).await?;
-    Ok(RawJson::from(event.get().to_owned()))
+    let written = json::related_events(rooms, session, &reader, &[event]).await?;
+    let event = written.first().map(|event| event.get()).unwrap_or_default();
+    Ok(RawJson::from(event.to_owned()))
 }

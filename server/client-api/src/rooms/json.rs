@@ -6,7 +6,9 @@ use bytes::Bytes;
 use myelin_http::{RawJson, Session};
 use myelin_rooms::{
     Rooms,
-    present::{Form, present},
+    history::Reader,
+    present::{Form, present, present_bundled},
+    relations::{Audience, Bundles, Sight},
 };
 use myelin_store::Event;
 use ruma::RoomId;
@@ -23,6 +25,30 @@ pub(super) async fn events(
 ) -> Result<Vec<Box<RawValue>>> {
     let form = Form { device_nid: session.device_nid, room_id: Some(room_id) };
     Ok(present(rooms.store(), events, form).await?)
+}
+
+/// Events as a session is shown them, with what relates to them.
+pub(super) async fn related_events(
+    rooms: &Rooms,
+    session: &Session,
+    reader: &Reader<'_>,
+    events: &[Arc<Event>],
+) -> Result<Vec<Box<RawValue>>> {
+    let audience = Audience { user_id: &session.user_id, user_nid: session.user_nid, ignored: None };
+    let bundles = rooms.bundles(&audience, &[Sight::from(reader)], events).await?;
+    bundled_events(rooms, session, reader, events, &bundles).await
+}
+
+/// Events as a session is shown them, with what is known to relate to them.
+pub(super) async fn bundled_events(
+    rooms: &Rooms,
+    session: &Session,
+    reader: &Reader<'_>,
+    events: &[Arc<Event>],
+    bundles: &Bundles,
+) -> Result<Vec<Box<RawValue>>> {
+    let form = Form { device_nid: session.device_nid, room_id: Some(&reader.room.room_id) };
+    Ok(present_bundled(rooms.store(), events, form, bundles).await?)
 }
 
 /// A JSON object under construction.
@@ -50,6 +76,12 @@ impl Object {
         self.0.push('"');
         self.0.push_str(&token.to_string());
         self.0.push('"');
+    }
+
+    /// A field that holds a number.
+    pub(super) fn number(&mut self, name: &str, number: i64) {
+        self.name(name);
+        self.0.push_str(&number.to_string());
     }
 
     /// A field whose value is JSON already.

@@ -37,7 +37,7 @@ pub(super) async fn messages(State(services): State<Services>, request: Matrix<R
         false => rooms.members_of_senders(&page.events).await?,
     };
     let members = rooms.without_erased(&reader.room, &reader.viewer, members).await?;
-    let chunk = json::events(rooms, session, room_id, &page.events).await?;
+    let chunk = json::related_events(rooms, session, &reader, &page.events).await?;
     let state = json::events(rooms, session, room_id, &members).await?;
 
     let mut answer = Object::with_capacity(json::size(&chunk) + json::size(&state) + 128);

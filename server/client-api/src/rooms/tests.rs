@@ -6,6 +6,7 @@ mod directory;
 mod elsewhere;
 mod membership;
 mod reading;
+mod relating;
 mod spaces;
 mod upgrading;
 

@@ -8,17 +8,17 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use myelin_process::metrics::{self, IntCounterVec};
+use myelin_process::{
+    address::is_public,
+    metrics::{self, IntCounterVec},
+};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, sync::Semaphore, time};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::chain;
-use crate::{
-    address::is_public,
-    discovery::{Dns, DnsError},
-};
+use crate::discovery::{Dns, DnsError};
 
 static DIALS: LazyLock<IntCounterVec> = metrics::counter!(
     "myelin_federation_dials_total",
@@ -148,6 +148,16 @@ impl Dialer {
             connector.connect(name.clone(), stream).await.map_err(failed)
         };
         time::timeout(self.timeout, connecting).await.map_err(|_| DialError::Timeout(endpoint.to_string()))?
+    }
+
+    /// Connects without TLS. For web pages alone.
+    pub(crate) async fn dial_plain(&self, endpoint: &Endpoint) -> Result<TcpStream, DialError> {
+        // The semaphore is never closed.
+        let _permit = self.dials.acquire().await.map_err(|_| DialError::NoService)?;
+        let addresses = self.addresses(endpoint).await?;
+        let connected = time::timeout(self.timeout, first(&addresses)).await;
+        let (_, stream) = connected.map_err(|_| DialError::Timeout(endpoint.to_string()))??;
+        Ok(stream)
     }
 
     /// The addresses of an endpoint that may be connected to, in the order to try them.

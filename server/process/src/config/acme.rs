@@ -22,13 +22,30 @@ section! {
         /// The names of the certificate. Empty: the server's name and the host of `public_baseurl`.
         pub names: Vec<String> = Vec::new(),
         /// How the authority sees that the names are this server's: `tls_alpn_01` (it connects to port 443, to a listener
-        /// with `tls = true`), `http_01` (port 80, to a listener without), `dns_01` (by `dns_command`). The first one is
-        /// tried first, and after a failure the next one.
+        /// with `tls = true`), `http_01` (port 80, to a listener without), `dns_01` (by `dns_server` or `dns_command`). The first
+        /// one is tried first, and after a failure the next one.
         pub challenges: Vec<AcmeChallenge> = vec![AcmeChallenge::TlsAlpn01, AcmeChallenge::Http01],
+        /// The DNS server that takes updates of the zone (RFC 2136), for `dns_01`: a host, and its port if it is not 53.
+        pub dns_server: Option<String> = None => "\"ns1.example.org\"",
+        /// The zone that is updated. Without it the server is asked in which of its zones each name is.
+        pub dns_zone: Option<String> = None => "\"example.org\"",
+        /// The name of the key that updates are signed with (TSIG).
+        pub dns_key_name: Option<String> = None => "\"myelin\"",
+        /// What the key is for: `hmac-sha256` or `hmac-sha512`.
+        pub dns_key_algorithm: DnsKeyAlgorithm = DnsKeyAlgorithm::HmacSha256,
+        /// The key's secret, in base64.
+        pub dns_key_secret: Option<Secret> = None => "\"c2VjcmV0\"",
+        /// The file that the secret stands in.
+        pub dns_key_secret_file: Option<PathBuf> = None => "\"/etc/myelin/dns_key\"",
+        /// Seconds that others may remember a record.
+        pub dns_ttl_seconds: u32 = 60,
+        /// Other servers of the zone that must know a new record before the authority is asked to look.
+        pub dns_other_servers: Vec<String> = Vec::new(),
         /// A program that makes TXT records, for `dns_01`. It is called as `program set NAME VALUE` and
         /// `program clear NAME VALUE`, with a name such as `_acme-challenge.example.org`.
         pub dns_command: Option<PathBuf> = None => "\"/etc/myelin/dns-record\"",
-        /// Seconds until all of the zone's servers know a new record.
+        /// Seconds until all of the zone's servers know a new record: `dns_command` is given so many, of `dns_server` and
+        /// `dns_other_servers` it is seen, and after so many given up.
         pub dns_wait_seconds: u64 = 30,
         /// The id of an account at the authority that this server's account is to belong to (external account binding).
         pub external_account_id: Option<String> = None => "\"kid-1\"",
@@ -60,6 +77,17 @@ pub enum AcmeChallenge {
     Dns01,
 }
 
+/// What the key of a DNS server is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub enum DnsKeyAlgorithm {
+    /// HMAC with SHA-256.
+    #[serde(rename = "hmac-sha256")]
+    HmacSha256,
+    /// HMAC with SHA-512.
+    #[serde(rename = "hmac-sha512")]
+    HmacSha512,
+}
+
 impl Config {
     /// The names that a certificate is asked for.
     #[must_use]
@@ -79,6 +107,14 @@ impl Config {
     /// If the file cannot be read or is empty.
     pub fn acme_external_account_key(&self) -> Result<Option<Secret>, SecretError> {
         Secret::resolve(self.acme.external_account_key.as_ref(), self.acme.external_account_key_file.as_deref())
+    }
+
+    /// The secret of the key that DNS updates are signed with, if there is one.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is empty.
+    pub fn acme_dns_key_secret(&self) -> Result<Option<Secret>, SecretError> {
+        Secret::resolve(self.acme.dns_key_secret.as_ref(), self.acme.dns_key_secret_file.as_deref())
     }
 
     /// What is wrong with how certificates are asked for.
@@ -109,9 +145,7 @@ impl Config {
             let message = "`http_01` needs a listener without TLS, which the authority reaches at port 80";
             found.push(Problem::error("acme.challenges", message));
         }
-        if acme.challenges.contains(&AcmeChallenge::Dns01) && acme.dns_command.is_none() {
-            found.push(Problem::error("acme.dns_command", "it is missing, and acme.challenges has `dns_01`"));
-        }
+        self.check_acme_dns(found);
         for (key, path) in [("acme.dns_command", &acme.dns_command), ("acme.trusted_ca_file", &acme.trusted_ca_file)] {
             if let Some(path) = path {
                 check_readable(found, key, path);
@@ -124,6 +158,28 @@ impl Config {
                 "an external account needs both external_account_id and external_account_key",
             )),
             Ok(_) => {}
+        }
+    }
+
+    fn check_acme_dns(&self, found: &mut Vec<Problem>) {
+        let acme = &self.acme;
+        let mut wrong = |key: &str, message: &str| found.push(Problem::error(key, message));
+        if acme.challenges.contains(&AcmeChallenge::Dns01) && acme.dns_command.is_none() && acme.dns_server.is_none() {
+            wrong("acme.dns_server", "it is missing, and so is dns_command, but acme.challenges has `dns_01`");
+        }
+        if acme.dns_server.is_none() {
+            return;
+        }
+        if acme.dns_command.is_some() {
+            wrong("acme.dns_command", "it cannot be used together with dns_server");
+        }
+        if acme.dns_key_name.is_none() {
+            wrong("acme.dns_key_name", "it is missing: updates of dns_server have to be signed");
+        }
+        match self.acme_dns_key_secret() {
+            Err(error) => wrong("acme.dns_key_secret_file", &error.to_string()),
+            Ok(None) => wrong("acme.dns_key_secret", "it is missing: updates of dns_server have to be signed"),
+            Ok(Some(_)) => {}
         }
     }
 
@@ -169,7 +225,30 @@ mod tests {
         }
         assert_eq!(problems(|config| config.acme.challenges.clear()), ["acme.challenges"]);
         let dns = |config: &mut Config| config.acme.challenges = vec![AcmeChallenge::Dns01];
-        assert_eq!(problems(dns), ["acme.dns_command"]);
+        assert_eq!(problems(dns), ["acme.dns_server"]);
+        let update = |config: &mut Config| {
+            dns(config);
+            config.acme.names = vec!["*.example.org".to_owned()];
+            config.acme.dns_server = Some("127.0.0.1:53".to_owned());
+        };
+        assert_eq!(problems(update), ["acme.dns_key_name", "acme.dns_key_secret"]);
+        let signed = |config: &mut Config| {
+            update(config);
+            config.acme.dns_key_name = Some("myelin".to_owned());
+            config.acme.dns_key_secret = Some(Secret::new("c2VjcmV0".to_owned()));
+        };
+        assert!(problems(signed).is_empty());
+        let both = |config: &mut Config| {
+            signed(config);
+            config.acme.dns_command = Some("/bin/true".into());
+        };
+        assert_eq!(problems(both), ["acme.dns_command"]);
+        let unreadable = |config: &mut Config| {
+            signed(config);
+            config.acme.dns_key_secret = None;
+            config.acme.dns_key_secret_file = Some("/nonexistent/key".into());
+        };
+        assert_eq!(problems(unreadable), ["acme.dns_key_secret_file"]);
         let http = |config: &mut Config| {
             config.acme.challenges = vec![AcmeChallenge::Http01];
             config.listeners.iter_mut().for_each(|listener| listener.tls = true);

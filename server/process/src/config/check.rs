@@ -76,6 +76,7 @@ impl Config {
         self.check_acme(&mut found);
         self.check_well_known(&mut found);
         self.check_registration(&mut found);
+        self.check_calls(&mut found);
         self.check_files(&mut found);
         self.check_rate_limits(&mut found);
         self.check_sizes(&mut found);
@@ -188,6 +189,32 @@ impl Config {
         if registration.enabled && !registration.require_token {
             let message = "anyone may register, and on a public server spammers will";
             found.push(Problem::warning("registration.require_token", message));
+        }
+    }
+
+    fn check_calls(&self, found: &mut Vec<Problem>) {
+        let turn = &self.turn;
+        let (secret, file) = (turn.shared_secret.as_ref(), turn.shared_secret_file.as_deref());
+        let secret = check_secret(found, "turn.shared_secret", secret, file);
+        for (number, uri) in turn.uris.iter().enumerate() {
+            if !uri.starts_with("turn:") && !uri.starts_with("turns:") {
+                found.push(Problem::error(&format!("turn.uris[{number}]"), "it must begin with turn: or turns:"));
+            }
+        }
+        let has_file = turn.shared_secret_file.is_some();
+        if turn.uris.is_empty() && secret.is_some() {
+            found.push(Problem::warning("turn.uris", "without an address, nobody uses the TURN server"));
+        } else if !turn.uris.is_empty() && secret.is_none() && !has_file {
+            found.push(Problem::error("turn.shared_secret", "the TURN server lets nobody in without it"));
+        }
+        // A client has to ask again before it ends.
+        if !(60..=30 * 24 * 60 * 60).contains(&turn.lifetime_seconds) {
+            found.push(Problem::error("turn.lifetime_seconds", "it must be from a minute to 30 days"));
+        }
+        if let Some(url) = &self.rtc.livekit_service_url
+            && !matches!(url.scheme(), "https" | "http")
+        {
+            found.push(Problem::error("rtc.livekit_service_url", "it must begin with https://"));
         }
     }
 
@@ -375,6 +402,24 @@ mod tests {
             config.registration.token_file = file();
         };
         assert_eq!(errors(both), ["registration.token"]);
+    }
+
+    /// A TURN server that lets nobody in, addresses that are none, times out of range.
+    #[test]
+    fn calls() {
+        let with = |change: fn(&mut Config)| {
+            errors(|config| {
+                config.turn.uris = vec!["turn:turn.example.org".to_owned()];
+                config.turn.shared_secret = Some(Secret::new("north".to_owned()));
+                change(config);
+            })
+        };
+        assert!(with(|_| ()).is_empty());
+        assert_eq!(with(|config| config.turn.shared_secret = None), ["turn.shared_secret"]);
+        assert_eq!(with(|config| config.turn.uris.push("https://x".to_owned())), ["turn.uris[1]"]);
+        assert_eq!(with(|config| config.turn.lifetime_seconds = 1), ["turn.lifetime_seconds"]);
+        let url = |config: &mut Config| config.rtc.livekit_service_url = Some("ftp://x".parse().unwrap());
+        assert_eq!(with(url), ["rtc.livekit_service_url"]);
     }
 
     /// Listeners that cannot be had together, that answer nothing, or that want TLS.

@@ -62,6 +62,8 @@ impl Config {
             "cache" => Group::of(&self.cache),
             "log" => Group::of(&self.log),
             "presence" => Group::of(&self.presence),
+            "turn" => Group::of(&self.turn),
+            "rtc" => Group::of(&self.rtc),
             "media" => Group::of(&self.media),
             "limits" => Group::of(&self.limits),
             _ => return None,
@@ -143,11 +145,16 @@ mod tests {
         assert!(acme.staging_directory.take().is_some() && acme.contact.take().is_some());
         assert!(acme.dns_command.take().is_some() && acme.external_account_id.take().is_some());
         assert!(acme.external_account_key.take().is_some() && acme.external_account_key_file.take().is_some());
+        assert!(acme.dns_server.take().is_some() && acme.dns_zone.take().is_some());
+        assert!(acme.dns_key_name.take().is_some() && acme.dns_key_secret.take().is_some());
+        assert!(acme.dns_key_secret_file.take().is_some());
         assert!(acme.profile.take().is_some() && acme.trusted_ca_file.take().is_some());
         let registration = &mut shown.registration;
         assert!(registration.token.take().is_some() && registration.token_file.take().is_some());
         assert!(registration.shared_secret.take().is_some() && registration.shared_secret_file.take().is_some());
         assert!(shown.federation.trusted_ca_file.take().is_some());
+        assert!(shown.turn.shared_secret.take().is_some() && shown.turn.shared_secret_file.take().is_some());
+        assert!(shown.rtc.livekit_service_url.take().is_some());
         shown.server_name = Config::default().server_name;
         assert_eq!(shown, Config::default());
     }

@@ -3,10 +3,10 @@
 use super::section::section;
 
 section! {
-    /// Requests to push gateways, previewed pages, identity servers and application services. Nothing in this
-    /// release makes such a request yet.
+    /// Requests to push gateways and previewed pages. Those to identity servers and application services are not in this
+    /// release.
     pub struct Outbound {
-        /// Connect to private and loopback addresses.
+        /// Connect to private and loopback addresses, also without TLS.
         pub allow_private_addresses: bool = false,
         /// Accept certificates that nobody vouches for. For test networks only.
         pub accept_invalid_certificates: bool = false,

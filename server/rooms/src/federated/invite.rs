@@ -107,6 +107,7 @@ impl Rooms {
         }
         let mut signed = received.object.clone();
         verify(self, &rules, vec![received]).await?.pop().ok_or(Error::Gap)??;
+        self.must_want_invites(&target).await?;
         self.sign(&mut signed, room_version)?;
         let signed_event = raw(&signed)?;
         let is_in_room = match &known {

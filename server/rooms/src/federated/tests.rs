@@ -121,6 +121,18 @@ async fn invitations_cross_servers() {
     assert_eq!(membership(&network, 0, &room, &user("nobody", 1)).await, None);
     // Who is not invited does not get in.
     assert!(matches!(network.enter(1, &room, 0, &bob, Join).await, Err(Error::Forbidden(_))));
+    // Nor is who wants no invitations invited.
+    let store = network.rooms(1).store();
+    let wish = myelin_store::AccountData {
+        user_nid: store.user_nid(&bob).await.unwrap(),
+        room_nid: 0,
+        data_type: crate::INVITE_PERMISSION.into(),
+        content: r#"{"default_action":"block"}"#.into(),
+        pos: 0,
+    };
+    store.commit(myelin_store::Operation::AccountData(wish)).await.unwrap();
+    assert!(network.change(0, &room, &alice, &bob, Invite).await.is_err());
+    assert_eq!(membership(&network, 0, &room, &bob).await, None);
 }
 
 async fn make_account(network: &Network, place: usize, user: &UserId) {

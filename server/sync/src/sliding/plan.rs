@@ -155,16 +155,17 @@ impl Sync {
         let thrown_out = self.thrown_out(&over).await?;
         over.retain(|room| thrown_out.contains(&room.place.event_nid));
         rooms.append(&mut over);
-        // "Servers must not send room invites from ignored users to clients."
         let settings = self.settings(caller.user_nid, &caller.user_id).await?;
-        if !settings.ignored.is_empty() {
+        if settings.blocks_invites {
+            invites.clear();
+        } else if !settings.ignored.is_empty() {
             let nids: Vec<i64> = invites.iter().map(|room| room.place.event_nid).collect();
             let ignored: HashSet<i64> = self
                 .store
                 .events(&nids)
                 .await?
                 .into_iter()
-                .filter(|event| settings.ignored.contains(event.sender()))
+                .filter(|event| !settings.wants_invite_of(event.sender()))
                 .map(|event| event.nid)
                 .collect();
             invites.retain(|room| !ignored.contains(&room.place.event_nid));

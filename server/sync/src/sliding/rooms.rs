@@ -6,7 +6,7 @@ use std::{
 };
 
 use myelin_rooms::{
-    present::{Form, present},
+    present::{Form, present_bundled},
     visibility::Viewer,
 };
 use myelin_store::{Event, Member, Membership, RoomName, StateKey, state_tree};
@@ -27,7 +27,7 @@ use crate::{
     index::{Placed, Settings},
     state::is_plain,
     summary::{Asked as AskedSummary, Summary},
-    timeline::{Audience, Filled, Wanted, fill},
+    timeline::{self, Audience, Filled, Wanted, fill},
     unread::{ReadRoom, Reader, ThreadCounts},
 };
 
@@ -58,6 +58,12 @@ struct Draft {
     filled: Filled,
     /// The state to tell of; 0 for none.
     root: i64,
+}
+
+impl Draft {
+    fn told(&self) -> timeline::Told<'_> {
+        timeline::Told { wanted: &self.wanted, filled: &self.filled, is_joined: self.stand == Stand::Joined }
+    }
 }
 
 /// The state of a room as it is told.
@@ -114,7 +120,7 @@ impl Sync {
             drafts.iter().filter(|draft| draft.stand == Stand::Joined).map(|draft| draft.placed).collect();
         let bumps = Box::pin(self.bumps(&plan.survey, &joined)).await?;
         let parts = Parts { summaries, told, unread, bumps };
-        Box::pin(self.write_drafts(asked, plan, drafts, parts, &mut rooms)).await?;
+        Box::pin(self.write_drafts(asked, plan, &settings, drafts, parts, &mut rooms)).await?;
         Ok(rooms)
     }
 
@@ -456,12 +462,13 @@ impl Sync {
         &self,
         asked: &Asked<'_>,
         plan: &Plan,
+        settings: &Settings,
         drafts: Vec<Draft>,
         parts: Parts,
         rooms: &mut Rooms,
     ) -> Result<()> {
         let Parts { summaries, mut told, mut unread, bumps } = parts;
-        let (events, by_nid) = self.events_of(asked, &drafts, &mut told).await?;
+        let (events, by_nid) = self.events_of(asked, settings, &drafts, &mut told).await?;
         let mut written = events.into_iter();
         for (draft, told) in drafts.into_iter().zip(told) {
             let timeline: Vec<_> = written.by_ref().take(draft.filled.events.len()).collect();
@@ -511,6 +518,7 @@ impl Sync {
     async fn events_of(
         &self,
         asked: &Asked<'_>,
+        settings: &Settings,
         drafts: &[Draft],
         told: &mut [Told],
     ) -> Result<(Vec<Box<RawValue>>, HashMap<i64, Arc<Event>>)> {
@@ -537,7 +545,13 @@ impl Sync {
             all.append(&mut state);
         }
         let form = Form { device_nid: asked.request.caller.device_nid, room_id: None };
-        Ok((present(&self.store, &all, form).await?, by_nid))
+        // Of what goes on where the client's timeline ends, it is told all that relates to it.
+        let is_apart = |draft: &&Draft| draft.filled.limited || draft.expanded || draft.start == Start::Anew;
+        let told: Vec<timeline::Told<'_>> = drafts.iter().filter(is_apart).map(Draft::told).collect();
+        let caller = &asked.request.caller;
+        let bundles =
+            timeline::bundles(&self.rooms, &caller.user_id, caller.user_nid, &settings.ignored, &told).await?;
+        Ok((present_bundled(&self.store, &all, form, &bundles).await?, by_nid))
     }
 
     fn write_common(&self, asked: &Asked<'_>, plan: &Plan, draft: &Draft, bumps: &HashMap<i64, i64>) -> RoomAnswer {

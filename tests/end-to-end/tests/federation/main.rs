@@ -8,6 +8,7 @@ mod dispute;
 mod guest;
 mod hostile;
 mod kill;
+mod media;
 mod myelins;
 mod random;
 mod synapse;

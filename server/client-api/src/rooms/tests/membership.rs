@@ -319,3 +319,37 @@ async fn joined_rooms() {
     })
     .await;
 }
+
+/// Who wants no invitations gets none, whichever way they are sent; nobody learns of it who could not have invited.
+#[tokio::test]
+async fn invitations_are_blocked() {
+    const BLOCKED: (StatusCode, &str) = (StatusCode::FORBIDDEN, "M_INVITE_BLOCKED");
+    on_both(async |server: &Server| {
+        let alice = Client::new(server, "alice").await;
+        let bob = Client::new(server, "bob").await;
+        let carol = Client::new(server, "carol").await;
+        let before = alice.create(json!({ "invite": [bob.user_id] })).await;
+        let room = alice.create(json!({})).await;
+        let permission = format!("/user/{}/account_data/m.invite_permission_config", segment(&bob.user_id));
+        bob.ok(bob.put(&permission, json!({ "default_action": "block" })).await);
+
+        let him = json!({ "user_id": bob.user_id });
+        refused(&alice.post(&format!("{room}/invite"), him.clone()).await, BLOCKED);
+        let member = format!("{room}/state/m.room.member/{}", segment(&bob.user_id));
+        refused(&alice.put(&member, json!({ "membership": "invite" })).await, BLOCKED);
+        refused(&alice.post("/createRoom", json!({ "invite": [bob.user_id] })).await, BLOCKED);
+        refused(&carol.post(&format!("{room}/invite"), him.clone()).await, FORBIDDEN);
+        refused(&alice.get(&member).await, (StatusCode::NOT_FOUND, "M_NOT_FOUND"));
+        // Nor is the user told of an invitation that was there.
+        let news = bob.ok(bob.get("/sync").await);
+        assert_eq!(news["rooms"]["invite"].as_object().map_or(0, |rooms| rooms.len()), 0, "{news}");
+
+        // Anything else than that blocks nothing.
+        bob.ok(bob.put(&permission, json!({ "default_action": 1 })).await);
+        let news = bob.ok(bob.get("/sync").await);
+        assert!(news["rooms"]["invite"].get(room_id(&before)).is_some(), "{news}");
+        alice.act(&room, "invite", him).await;
+        assert_eq!(membership(&alice, &room, &bob.user_id).await, "invite");
+    })
+    .await;
+}
